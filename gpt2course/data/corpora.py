@@ -1,0 +1,153 @@
+"""Corpora by name: each is a run of documents, and none but the Hugging Face ones needs a network once it is cached."""
+
+import ast
+import hashlib
+import http.client
+import os
+import sysconfig
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+from tqdm.auto import tqdm
+
+TINYSHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+NOT_COURSE_TEXT = {"site-packages", "__pycache__", "test", "tests", "idle_test"}
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: the unit that goes whole into training or into validation."""
+
+    name: str
+    text: str
+
+
+def cache_dir() -> Path:
+    """Where downloads and token shards are kept: $GPT2COURSE_CACHE, or the platform's cache folder. Made if missing."""
+    chosen = os.environ.get("GPT2COURSE_CACHE")
+    folder = Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("gpt2course", appauthor=False))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _stdlib() -> Iterator[Document]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        inside = path.relative_to(root)
+        if not NOT_COURSE_TEXT & set(inside.parts):
+            yield Document(inside.as_posix(), _read_text(path))
+
+
+def _docstrings(source: str) -> str:
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ""
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, owners))
+    return "\n\n".join(text for text in found if text)
+
+
+def _stdlib_prose() -> Iterator[Document]:
+    for document in _stdlib():
+        if prose := _docstrings(document.text):
+            yield Document(document.name, prose)
+
+
+def _download(url: str, sha256: str, target: Path) -> Path:
+    """Fetch a file once: into a part file, checked, then renamed. Raises ConnectionError or ValueError."""
+    if target.exists() and hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
+        return target
+    part = target.with_name(f"{target.name}.part-{os.getpid()}")
+    try:
+        with (
+            urllib.request.urlopen(url, timeout=30) as answer,
+            part.open("wb") as file,
+            tqdm(total=int(answer.headers.get("Content-Length", 0)) or None, unit="B", unit_scale=True) as bar,
+        ):
+            while block := answer.read(1 << 16):
+                file.write(block)
+                bar.update(len(block))
+            if bar.total is not None and file.tell() < bar.total:
+                raise ConnectionError(f"it broke off after {file.tell():,} of {bar.total:,} bytes")
+        digest = hashlib.sha256(part.read_bytes()).hexdigest()
+        if digest != sha256:
+            raise ValueError(
+                f"{url} has SHA-256 {digest[:12]}…, expected {sha256[:12]}…; the file there is not the known one"
+            )
+        return part.replace(target)
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionError(
+            f"{url} cannot be reached or read ({error}); try again, or put the file at {target}, or use another corpus"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)  # also after Ctrl-C
+
+
+def _tinyshakespeare() -> Iterator[Document]:
+    path = _download(TINYSHAKESPEARE_URL, TINYSHAKESPEARE_SHA256, cache_dir() / "tinyshakespeare.txt")
+    yield Document("tinyshakespeare", _read_text(path))
+
+
+def _file_or_folder(path: Path) -> Iterator[Document]:
+    if path.is_file():
+        yield Document(path.name, _read_text(path))
+        return
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        inside = file.relative_to(path)
+        if not any(part.startswith(".") for part in inside.parts):
+            yield Document(inside.as_posix(), _read_text(file))
+
+
+def _hugging_face(repo: str, config: str | None) -> Iterator[Document]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ValueError(f"the data set {repo} needs the extra: pip install 'gpt2course[hub]'") from error
+    stream = load_dataset(repo, config, split="train", streaming=True)
+    for number, row in enumerate(stream):
+        if "text" not in row:
+            raise ValueError(f"{repo} has no column 'text', only {', '.join(sorted(row))}")
+        yield Document(str(row.get("id", number)), row["text"])
+
+
+CORPORA: dict[str, Callable[[], Iterator[Document]]] = {
+    "stdlib": _stdlib,
+    "stdlib-prose": _stdlib_prose,
+    "tinyshakespeare": _tinyshakespeare,
+    "fineweb-edu": lambda: _hugging_face("HuggingFaceFW/fineweb-edu", "sample-10BT"),
+}
+
+
+def documents(corpus: str | Path) -> Iterator[Document]:
+    """The documents of a corpus, in a fixed order.
+
+    Args:
+        corpus: "stdlib" (the Python standard library's own source, on every machine, about 12 MB), "stdlib-prose" (its
+            docstrings), "tinyshakespeare" (fetched once, 1.1 MB), "fineweb-edu" (streamed), a file, a folder (every
+            file a document, but none that is hidden or in a hidden folder), or "hf:owner/name" or
+            "hf:owner/name:config" for a Hugging Face data set with a column `text`.
+
+    Raises:
+        ValueError: for a name that is none of these.
+        ConnectionError: if a corpus must be fetched and cannot.
+    """
+    if str(corpus) in CORPORA:
+        return CORPORA[str(corpus)]()
+    if str(corpus).startswith("hf:"):
+        repo, _, config = str(corpus).removeprefix("hf:").partition(":")
+        return _hugging_face(repo, config or None)
+    path = Path(corpus).expanduser()
+    if path.exists():
+        return _file_or_folder(path)
+    raise ValueError(
+        f"no corpus {str(corpus)!r}: use {', '.join(CORPORA)}, hf:owner/name, or a file or folder that exists"
+    )
