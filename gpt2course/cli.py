@@ -3,14 +3,18 @@
 import ast
 import io
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
+
+from gpt2course import __version__
 
 Command = Callable[..., int]
 Parameters = Annotated[
@@ -36,9 +40,15 @@ def generate_command() -> Command:
     """The command `generate`; made when asked for, since its flags are the fields of a class that needs torch."""
     from gpt2course.generate import GenerateOptions
 
+    class Sampling(GenerateOptions):
+        """How to draw the next tokens."""
+
+        def __post_init__(self) -> None:
+            """Values are checked in `generate`: errors raised here would come in the words of the parser."""
+
     def generate(
         prompt: Positional[str],
-        sampling: OmitArgPrefixes[GenerateOptions],
+        sampling: OmitArgPrefixes[Sampling],
         model: str = "auto",
         device: str = "cpu",
     ) -> int:
@@ -53,9 +63,14 @@ def generate_command() -> Command:
         from gpt2course.generate import stream
         from gpt2course.pretrained import open_model
 
-        gpt, sentence = open_model(model, device=device)
-        print(sentence, file=sys.stderr)
-        pieces = stream(gpt, prompt, sampling)
+        try:
+            options = GenerateOptions(**asdict(sampling))
+            gpt, sentence = open_model(model, device=device)
+            print(sentence, file=sys.stderr)
+            pieces = stream(gpt, prompt, options)
+        except ValueError as error:
+            names = [field.name for field in fields(GenerateOptions)]
+            raise ValueError(as_flags(str(error).removeprefix("GenerateOptions:"), names)) from error
         print(prompt, end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
@@ -63,6 +78,15 @@ def generate_command() -> Command:
         return 0
 
     return generate
+
+
+def as_flags(message: str, names: Iterable[str]) -> str:
+    """An error of the package in the words of the shell: `top_k is 0` becomes `--top-k is 0`."""
+    message = message.replace('context="slide"', "--context slide")
+    for name in names:
+        only_as_name = "" if "_" in name else "(?= is )"  # "stop" and "context" are also plain words
+        message = re.sub(rf"(?<![\w-]){name}\b{only_as_name}", "--" + name.replace("_", "-"), message)
+    return message
 
 
 def verify(model: Positional[str] = "gpt2", device: str = "cpu") -> int:
@@ -207,6 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal or a pipe that is not UTF-8 gets ? for ✓, not an error
             stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
+        print(f"gpt2course {__version__}")
+        return 0
     commands: dict[str, Command] = {
         "doctor": doctor,
         "run": run,
@@ -219,7 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="gpt2course",
-            description="Build GPT-2 from tokens to the published weights, and train it: the course's command line.",
+            description="Build GPT-2 from tokens to the published weights, and train it: the course's command line. "
+            "--version prints the version.",
             args=words,
             config=(FlagCreatePairsOff,),
         )

@@ -91,7 +91,7 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
     def with_(self, **changes: Any) -> "GPTConfig":
-        """A copy with some fields changed, validated again. A new n_head resets an n_kv_head that merely followed it."""
+        """A copy with some fields changed, validated again. A new n_head takes an n_kv_head that equalled it along."""
         if "n_head" in changes and self.n_kv_head == self.n_head:
             changes.setdefault("n_kv_head", None)
         return replace(self, **changes)

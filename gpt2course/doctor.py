@@ -10,10 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -62,6 +59,9 @@ def check_system() -> Check:
         return Check("System", "warn", f"{name}; chapters on one process run here", mend)
     if sys.platform == "darwin":
         lacks = "no NCCL (several processes use gloo), and processes are not ended with a kernel that is killed"
+        if platform.machine() == "x86_64":
+            mend = "use Linux, or a Mac with Apple silicon: torch 2.2 was the last with a wheel for Intel Macs"
+            return Check("System", "warn", f"{name}; on macOS there is {lacks}, and no wheel of this torch", mend)
         return Check("System", "ok", f"{name}; on macOS there is {lacks}")
     return Check("System", "ok", name + (" (WSL)" if "microsoft" in platform.release().lower() else ""))
 
@@ -236,37 +236,16 @@ def check_nccl() -> Check:
     return Check("NCCL", "ok", f"{what} came out right")
 
 
-def hub_answers(endpoint: str, timeout: float = 2.0) -> bool:
-    """Whether a HEAD request is answered in time. Looking up a name has no time limit of its own, hence the thread."""
-    answers: list[bool] = []
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=timeout):
-                answers.append(True)
-        except urllib.error.HTTPError as error:
-            answers.append(error.code < 500)
-        except Exception:  # whatever it was, there was no answer, and a thread has nobody to tell
-            answers.append(False)
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(timeout)
-    return bool(answers and answers[0])
-
-
 def check_gpt2_weights() -> Check:
-    from huggingface_hub import constants
-
-    from gpt2course.hub import is_cached
+    from gpt2course import hub
 
     without = "nothing to do: chapters use the course checkpoint instead"
-    if is_cached("gpt2"):
+    if hub.is_cached("gpt2"):
         return Check("GPT-2 weights", "ok", "cached")
-    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
-    if constants.HF_HUB_OFFLINE:
+    endpoint = hub.endpoint()
+    if hub.offline_by_choice():
         return Check("GPT-2 weights", "warn", "not cached, and HF_HUB_OFFLINE is set", without)
-    if hub_answers(endpoint):
+    if hub.reachable(timeout=2.0):
         return Check("GPT-2 weights", "ok", f"not cached yet; {endpoint} answers, so they can be fetched (0.5 GiB)")
     return Check("GPT-2 weights", "warn", f"neither cached nor reachable at {endpoint}", without)
 

@@ -73,6 +73,8 @@ def evaluate_loss(
     tokens = tokens if isinstance(tokens, Tensor) else np.asarray(tokens)
     T = model.config.block_size if block_size is None else block_size
     problems = []
+    if not _is_integer(tokens.dtype):
+        problems.append(f"tokens are of type {tokens.dtype}; token ids are whole numbers, such as int64 or uint16")
     if tokens.ndim != 1 or len(tokens) < 2:
         problems.append(f"tokens has shape {tuple(tokens.shape)}; it must be one row of at least 2 tokens")
     if not 1 <= T <= model.config.block_size:
@@ -110,6 +112,12 @@ def evaluate_loss(
     mean = total / n
     bits = None if n_bytes is None else total / math.log(2) / n_bytes
     return Evaluation(mean, math.exp(mean) if mean < 700 else math.inf, bits, n)
+
+
+def _is_integer(dtype: torch.dtype | np.dtype) -> bool:
+    if isinstance(dtype, torch.dtype):
+        return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    return np.issubdtype(dtype, np.integer)
 
 
 def _spans(n: int, T: int, batch_size: int) -> Iterator[tuple[int, int]]:

@@ -116,9 +116,8 @@ def filter_logits(logits_BV: Tensor, options: GenerateOptions) -> Tensor:
     if options.top_p is not None and options.top_p < 1.0:
         sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
         p_BV = sorted_BV.softmax(dim=-1)
-        # The probability BEFORE a token decides, so that the token that reaches p is kept, and always the first one.
+        # The probability BEFORE a token decides, so the token that reaches p is kept. Before the first it is 0.
         drop_BV = p_BV.cumsum(dim=-1) - p_BV >= options.top_p
-        drop_BV[:, 0] = False
         logits_BV = logits_BV.masked_fill(drop_BV.scatter(1, order_BV, drop_BV), -math.inf)
     return logits_BV
 

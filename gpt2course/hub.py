@@ -1,9 +1,11 @@
 """Fetching published checkpoints, and telling a whole file from a damaged one. Knows nothing of models."""
 
+import errno
 import hashlib
 import json
 import os
 import re
+import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ from pathlib import Path
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+# A full disk or quota, a folder one may not write, a broken disk.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 OFFLINE_ADVICE = 'Without a network, use the checkpoint that comes with the course: open_model("course").'
 
 
@@ -85,11 +89,14 @@ def fetch(name: str) -> tuple[Path, Path]:
     Raises:
         HubUnreachableError: if a file is not cached and can't be downloaded.
         CheckpointError: if the repository does not exist, or holds no safetensors.
+        OSError: if the disk is full or the cache can't be written.
         CorruptFileError: if the bytes are not the published ones; the bad file is deleted, so that a retry can work.
     """
     entry = lookup(name)
     if not is_cached(name) and not offline_by_choice() and not reachable(entry):
-        raise HubUnreachableError(_unreachable(f"the weights of {entry.repo}", OSError(f"no answer from {endpoint()}")))
+        raise HubUnreachableError(
+            _unreachable(f"the weights of {entry.repo}", OSError(f"no good answer from {endpoint()}"))
+        )
     config = _download(entry, CONFIG)
     weights = _download(entry, WEIGHTS)
     try:
@@ -116,19 +123,31 @@ def offline_by_choice() -> bool:
 
 
 def reachable(entry: Published = PUBLISHED["gpt2"], timeout: float = 5.0) -> bool:
-    """Whether the hub answers within some seconds; huggingface_hub by itself takes over 20 before it gives up."""
+    """Whether the hub answers in time when asked for a config; huggingface_hub by itself takes over 20 s before it gives up.
+
+    Looking up a name has no time limit of its own, hence the thread. A refusal such as 404 is an answer, an error of
+    the server such as 503 is none.
+    """
     url = f"{endpoint()}/{entry.repo}/resolve/{entry.revision}/{CONFIG}"
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
-    except urllib.error.HTTPError:
-        return True  # an answer, if not the one hoped for; the download will tell what it means
-    except (OSError, ValueError):
-        return False
-    return True
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
+            answers.append(True)
+        except urllib.error.HTTPError as error:
+            answers.append(error.code < 500)
+        except Exception:  # whatever it was, there was no answer, and a thread has nobody to tell
+            answers.append(False)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(timeout)
+    return answers == [True]
 
 
 def _download(entry: Published, filename: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HFValidationError,
@@ -154,6 +173,10 @@ def _download(entry: Published, filename: str) -> Path:
             "and unpickling can run any code"
         ) from error
     except Exception as error:  # huggingface_hub has changed its HTTP library twice; the advice is the same for all
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            advice = "make room there, or set HF_HOME to a folder you may write, on a disk with room"
+            folder = constants.HF_HUB_CACHE
+            raise OSError(error.errno, f"could not store {what} in {folder} ({error.strerror}); {advice}") from error
         raise HubUnreachableError(_unreachable(what, error)) from error
     return Path(path)
 

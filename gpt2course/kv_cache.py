@@ -52,7 +52,7 @@ class KVCache:
             ValueError: if the batch differs, or the cache would overflow.
         """
         B, T = pos_BT.shape
-        if B != self.pos_BS.shape[0]:
+        if self.pos_BS.shape[0] != B:
             raise ValueError(f"the cache was made for a batch of {self.pos_BS.shape[0]}, these are {B} rows")
         if self.length + T > self.capacity:
             raise ValueError(

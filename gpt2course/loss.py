@@ -34,7 +34,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # needs_input_grad says what requires a gradient, also under no_grad, where nobody will ask for it.
         needs_h, needs_head = (grad and needed for needed in ctx.needs_input_grad[:2])
         device = h_NC.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_NC.dtype
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else h_NC.dtype
         low_VC = head_VC.to(dtype)
         total = torch.zeros((), dtype=_loss_dtype(dtype), device=h_NC.device)
         grad_h_NC = torch.zeros_like(h_NC) if needs_h else None

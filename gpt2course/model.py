@@ -117,7 +117,8 @@ class GPT(nn.Module):
             cache: keys and values of the past; extended in place.
 
         Raises:
-            ValueError: if a position lies outside the learned table.
+            ValueError: if a position lies outside the learned table; on a CPU also for a token id outside the
+                vocabulary (a GPU, which would have to be waited for, stops with an assert of its own).
         """
         B, T = idx_BT.shape
         past = 0 if cache is None else cache.length
@@ -136,7 +137,11 @@ class GPT(nn.Module):
         else:
             mask_B1TS = visible(pos_BT, k_pos_BS, self.config.window)[:, None]
 
-        x_BTC = self.drop(self.wte(idx_BT) + self.wpe(pos_BT.clamp(min=0)))
+        try:
+            tok_BTC = self.wte(idx_BT)
+        except IndexError:
+            raise ValueError(self._id_problem(idx_BT)) from None
+        x_BTC = self.drop(tok_BTC + self.wpe(pos_BT.clamp(min=0)))
         for block in self.h:
             x_BTC = block(x_BTC, mask_B1TS, cache)
         out: Tensor = self.ln_f(x_BTC)
@@ -178,6 +183,14 @@ class GPT(nn.Module):
         targets_N = targets_BT.reshape(-1)
         total = chunked_cross_entropy(h_BTC.reshape(-1, h_BTC.shape[-1]), self.lm_head.weight, targets_N)
         return total / (targets_N != IGNORE).sum().clamp(min=1) if reduction == "mean" else total
+
+    def _id_problem(self, idx_BT: Tensor) -> str:
+        V = self.config.vocab_size
+        outside = idx_BT[(idx_BT < 0) | (idx_BT >= V)]
+        return (
+            f"token id {outside[0].item()} is outside the vocabulary, whose ids go from 0 to {V - 1}; "
+            "encode the text with this model's tokenizer"
+        )
 
     def _check_positions(self, needed: int) -> None:
         if needed > self.config.block_size:

@@ -42,6 +42,8 @@ def locate(source: str | Path) -> tuple[Path | None, Path]:
     elif name in PUBLISHED:
         return hub.fetch(name)
     path = Path(source)
+    if not name:  # Path("") is the current folder, which an empty name does not ask for
+        raise FileNotFoundError(f"the checkpoint's name is empty; give {', '.join(PUBLISHED)}, course, or a path")
     if path.is_dir():
         return _in_folder(path)
     if path.is_file():
@@ -90,8 +92,8 @@ def check_device(device: torch.device | str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails in an assert
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device} can't be used here ({reason}); use cpu, or ask `gpt2course doctor`") from error
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device {device} can't be used here ({why}); use cpu, or ask `gpt2course doctor`") from error
 
 
 def load_checkpoint(
@@ -100,9 +102,11 @@ def load_checkpoint(
     """The model of a checkpoint, in eval mode.
 
     Args:
-        source: gpt2, gpt2-medium, gpt2-large or gpt2-xl (pinned, and checked on every load); owner/name of any GPT-2
-            repository; "course"; a folder with config.json and model.safetensors; or a .safetensors file, with
-            config.json beside it or not.
+        source: gpt2, gpt2-medium, gpt2-large or gpt2-xl, each pinned to one commit; owner/name of any GPT-2 repository;
+            "course"; a folder with config.json and model.safetensors; or a .safetensors file, with config.json beside
+            it or not. What comes from the hub is hashed on every load: gpt2 and gpt2-xl against SHA-256 sums kept in
+            `hub.PUBLISHED`, all others against the sum that the hub stated when the file was fetched. A folder or a
+            file of yours is not hashed; its tensors must be exactly those of its config.
         device, dtype: where the weights go and as what.
         changes: config fields that leave the weights as they are: n_head, dropout, attention_backend, window,
             layer_norm_eps.
@@ -191,6 +195,8 @@ def save_pretrained(model: GPT, folder: str | Path, dtype: torch.dtype | None = 
         new_weights, new_config = Path(beside) / WEIGHTS, Path(beside) / CONFIG
         save_file(state, new_weights, metadata={"format": "pt"})
         new_config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        # safetensors makes files that only their owner may read; the weights are as open as any other file of ours.
+        new_weights.chmod(new_config.stat().st_mode)
         for path in (new_weights, new_config):
             with path.open("rb+") as file:
                 os.fsync(file.fileno())

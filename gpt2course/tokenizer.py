@@ -1,8 +1,8 @@
 """GPT-2's byte-pair encoding through tiktoken, from the vocabulary file in assets/. Never a download.
 
 The asset is the list of merges, in order (`vocab.bpe`), compressed. The ids follow from it: first the 256 bytes, then
-one id a merge, then `<|endoftext|>`. `vocab.bpe` is checked against the SHA-256 that tiktoken states for it each time it
-is read, and `encoder.json`, which can be made from it, when the asset is made.
+one id a merge, then `<|endoftext|>`. Its SHA-256, which tiktoken states, is checked each time it is read; that of
+`encoder.json`, which can be made from it, when the asset is made.
 """
 
 import hashlib

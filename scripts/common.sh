@@ -63,8 +63,8 @@ installed() {
 
 make_venv() {
   local python
-  # Without pip, the making of .venv was broken off. Asking pip takes long, so not once something is installed.
-  supported "$VENV_PYTHON" && { ls "$VENV"/.installed-* || "$VENV_PYTHON" -m pip --version; } >/dev/null 2>&1 && return
+  # Python without pip: the making of .venv was broken off.
+  supported "$VENV_PYTHON" && "$VENV_PYTHON" -c 'import pip' 2>/dev/null && return
   python=$(find_python)
   say "making .venv with $("$python" --version 2>&1)"
   rm -rf "$VENV"

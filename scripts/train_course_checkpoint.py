@@ -94,10 +94,7 @@ def main() -> None:
     started = time.perf_counter() - earlier
 
     def held_out(max_tokens: int | None) -> float:
-        model.eval()
-        loss = evaluate_loss(model, val.read(0, len(val)), max_tokens=max_tokens).loss
-        model.train()
-        return loss
+        return evaluate_loss(model, val.read(0, len(val)), max_tokens=max_tokens).loss
 
     with (args.out / "train_log.jsonl").open("w") as log, tqdm(total=args.steps, initial=first, unit="step") as bar:
         log.writelines(json.dumps(row) + "\n" for row in rows)

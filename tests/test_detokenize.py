@@ -1,6 +1,6 @@
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpt2course.detokenize import TextWriter
@@ -28,6 +28,8 @@ def written(tokenizer: Any, tokens: list[int], stop: tuple[str, ...] = ()) -> tu
     return [*pieces, writer.finish()], writer
 
 
+@example(text="né", cut=1)
+@example(text="€n", cut=3)
 @given(text=st.text(max_size=20), cut=st.integers(0, 4))
 def test_pieces_make_the_text(text: str, cut: int) -> None:
     """Bug: a character of several bytes comes out as U+FFFD when a token border cuts it."""

@@ -206,6 +206,16 @@ def test_systems_say_what_cannot_work_there(system: str, says: str, monkeypatch:
     assert found.status != "fail"
 
 
+@pytest.mark.parametrize(("machine", "status"), [("x86_64", "warn"), ("arm64", "ok")])
+def test_an_intel_mac_is_told_that_torch_has_no_wheel_for_it(machine: str, status: str, monkeypatch: Patch) -> None:
+    """An install that fails with "no matching distribution", on a machine that nothing is said to be wrong with."""
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    found = doctor.check_system()
+    assert found.status == status
+    assert ("Intel" in found.mend) is (machine == "x86_64")
+
+
 def test_a_check_that_breaks_is_a_note_and_the_others_go_on(monkeypatch: Patch) -> None:
     """One odd driver that keeps the doctor from saying anything at all."""
 
@@ -283,27 +293,40 @@ def server() -> Iterator[tuple[type[Answering], str]]:
 
 
 @pytest.mark.parametrize(("status", "answers"), [(200, True), (403, True), (503, False)])
-def test_hub_answers(server: tuple[type[Answering], str], status: int, answers: bool) -> None:
+def test_hub_answers(server: tuple[type[Answering], str], status: int, answers: bool, monkeypatch: Patch) -> None:
     """A mirror that refuses HEAD with 403 is there; one that is down with 503 is not."""
     handler, address = server
     handler.status = status
-    assert doctor.hub_answers(address) is answers
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    assert hub.reachable() is answers
 
 
-def test_hub_that_never_answers_costs_no_more_than_the_limit() -> None:
+def test_hub_that_never_answers_costs_no_more_than_the_limit(monkeypatch: Patch) -> None:
     """A firewall that accepts and says nothing would hold up every start."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
-        assert not doctor.hub_answers(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2)
+        assert not hub.reachable(timeout=0.2)
         assert time.monotonic() - started < 5
+
+
+def test_a_name_that_is_looked_up_for_ever_costs_no_more_than_the_limit(monkeypatch: Patch) -> None:
+    """A dead name server holds up a load for a minute: the time limit of a connection does not count for the name."""
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: released.wait(60) and [])
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+    started = time.monotonic()
+    assert not hub.reachable(timeout=0.2)
+    assert time.monotonic() - started < 5
+    released.set()
 
 
 def test_cached_weights_need_no_connection(monkeypatch: Patch) -> None:
     """A start without network that waits for the hub although the weights are here."""
     monkeypatch.setattr(hub, "is_cached", lambda name: name == "gpt2")
-    monkeypatch.setattr(doctor, "hub_answers", lambda endpoint: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub, "reachable", lambda *args, **kwargs: pytest.fail("asked the hub"))
     assert doctor.check_gpt2_weights() == Check("GPT-2 weights", "ok", "cached")
 
 

@@ -98,3 +98,10 @@ def test_all_bad_arguments_are_listed() -> None:
         evaluate_loss(model, torch.tensor([3, 31, 4]))
     with pytest.raises(ValueError, match=r"shape \(2, 3\)"):
         evaluate_loss(model, torch.zeros(2, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("tokens", [np.array([1.0, 2.7, 3.0]), torch.tensor([1.0, 2.7]), torch.tensor([True, False])])
+def test_tokens_that_are_no_whole_numbers_are_refused(tokens: np.ndarray | torch.Tensor) -> None:
+    """Bug: 2.7 is read as token 2, so that probabilities or embeddings given by mistake have a loss."""
+    with pytest.raises(ValueError, match=r"tokens are of type .*; token ids are whole numbers"):
+        evaluate_loss(GPT(CONFIG), tokens)

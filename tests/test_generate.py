@@ -56,11 +56,23 @@ def test_a_batch_is_each_row_alone(lively: Lively, dtype: torch.dtype, G: int, w
         assert generate(model, [prompt], options(temperature=0.9, seed=3 + i)) == [together[i]]
 
 
+def test_a_row_that_has_ended_stays_as_it_was(model: GPT) -> None:
+    """Bug: rows of a batch go on growing, or lose their reason, until the last row ends."""
+    free = generate(model, PROMPTS, options())
+    o = {"stop": (free[0].text[2],)}
+    together = generate(model, PROMPTS, options(**o))
+    assert together[0].reason == "stop"
+    assert {"stop", "length"} == {c.reason for c in together}
+    for i, prompt in enumerate(PROMPTS):
+        assert generate(model, [prompt], options(seed=3 + i, **o)) == [together[i]]
+
+
 def next_logits(model: GPT, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Tensor:
     """(steps, B, V) logits that every draw of one run of `generate` was made from."""
     seen: list[Tensor] = []
 
     def spy(logits_BV: Tensor, *args: Any) -> Tensor:
+        assert logits_BV.is_inference()
         seen.append(logits_BV.clone())
         return sample(logits_BV, *args)
 
@@ -248,9 +260,12 @@ def test_bad_prompts_are_named(model: GPT, prompts: Any, message: str) -> None:
 
 def test_a_text_is_not_a_way_to_end_the_text() -> None:
     """Bug: somebody else's text that contains "<|endoftext|>" is taken for the token."""
-    scripted = Script([50] * 9, prompt_length=len(get_tokenizer().encode_ordinary("a<|endoftext|>")))
-    with torch.inference_mode():
-        assert generate(scripted, "a<|endoftext|>", options(max_new_tokens=2, temperature=0))[0].token_ids == [50, 50]
+    model = GPT(CONFIG.with_(vocab_size=50257))
+    fed: list[Tensor] = []
+    model.wte.register_forward_pre_hook(lambda _module, args: fed.append(args[0]))
+    generate(model, "a<|endoftext|>", options(max_new_tokens=1))
+    assert fed[0].shape == (1, 8)
+    assert 50256 not in fed[0]
 
 
 def test_ids_that_stand_for_nothing_are_never_drawn(lively: Lively) -> None:

@@ -1,5 +1,6 @@
 """Downloads against a stand-in for the hub on the loopback: slow, broken off, stalled, damaged, absent."""
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -153,6 +154,22 @@ def test_no_network_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     with pytest.raises(HubUnreachableError, match=r"Check the network, or set HF_ENDPOINT.*open_model\(\"course\"\)"):
         load_checkpoint("gpt2")
+
+
+@pytest.mark.parametrize(("number", "says"), [(errno.ENOSPC, "No space left"), (errno.EACCES, "Permission denied")])
+def test_a_full_disk_is_not_called_a_bad_network(
+    number: int, says: str, served: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learner with a full disk who is told to check the network."""
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    with pytest.raises(OSError, match=rf"could not store config\.json .*{says}.*HF_HOME") as found:
+        load_checkpoint(REPO)
+    assert found.value.errno == number
+    assert not isinstance(found.value, HubUnreachableError)
 
 
 def test_a_wish_to_stay_offline_is_kept(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,3 +235,10 @@ def test_targets_of_another_shape_are_refused(lively: Lively, shape: tuple[int, 
     """Bug: targets that are cut short, or transposed, give a loss without meaning, and no error."""
     with pytest.raises(ValueError, match=r"differ in shape"):
         lively(WIDE, torch.float32)(torch.zeros(2, 4, dtype=torch.long), torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("token", [97, -1])
+def test_a_token_id_outside_the_vocabulary_is_named(small: GPTConfig, token: int) -> None:
+    """torch's "index out of range in self", which names neither the id nor the limit nor the tensor."""
+    with pytest.raises(ValueError, match=rf"token id {token} is outside .* from 0 to 96; encode the text with"):
+        GPT(small)(torch.tensor([[3, token]]))

@@ -257,3 +257,9 @@ def test_a_missing_course_checkpoint_is_said(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(pretrained_module, "COURSE", tmp_path)
     with pytest.raises(FileNotFoundError, match="install gpt2course again"):
         load_checkpoint("course")
+
+
+def test_weights_may_be_read_by_whoever_may_read_the_config(tmp_path: Path) -> None:
+    """safetensors makes files for their owner alone: a checkpoint saved for a group can't be loaded by it."""
+    folder = save_pretrained(GPT(PRESETS["tiny"]), tmp_path)
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode

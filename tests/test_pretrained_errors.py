@@ -188,3 +188,11 @@ def test_a_config_that_makes_no_sense_is_named(folder: Path, tmp_path: Path, con
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=named):
         load_checkpoint(tmp_path)
+
+
+def test_an_empty_name_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that was never set, and the model that happens to lie in the current folder."""
+    monkeypatch.chdir(folder)
+    with pytest.raises(FileNotFoundError, match="the checkpoint's name is empty; give gpt2,"):
+        load_checkpoint("")
+    load_checkpoint(".")

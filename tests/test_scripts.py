@@ -208,7 +208,7 @@ def test_a_check_that_fails_fails_the_test_script(tree: Path, venv: Path, broken
 
 def test_a_venv_whose_making_was_broken_off_is_made_again(tree: Path, venv: Path) -> None:
     """Ctrl-C while pip goes into .venv: every later start finds a Python, and fails for want of pip."""
-    executable(venv / "bin/python", f'#!/bin/sh\n[ "$1" = -m ] && exit 1\nexec "{sys.executable}" "$@"\n')
+    executable(venv / "bin/python", f'#!/bin/sh\n[ "$2" = "import pip" ] && exit 1\nexec "{sys.executable}" "$@"\n')
     executable(tree / "bin/python", f'#!/bin/sh\n[ "$1" = -m ] && exit 1\nexec "{sys.executable}" "$@"\n')
     ended = bash(tree, "scripts/lab.sh", PYTHON=str(tree / "bin/python"))
     assert "making .venv" in ended.stdout

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2course.chapters.notebook import (
+    WIDGET_VIEW,
     Cell,
     Notebook,
     code_cells,
@@ -23,7 +24,6 @@ MAX_KB = 400
 MAX_LINES = 12
 MAX_SECONDS = 120
 LEAST_EXERCISES = 3
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def check(names: Sequence[str] = (), folder: Path | None = None) -> list[str]:
@@ -57,9 +57,15 @@ def freshness_problems(notebook: Notebook) -> list[str]:
         problems.append(str(error))
     if stamp.get("seconds", 0) > MAX_SECONDS:
         problems.append(f"took {stamp['seconds']} s to run, the limit is {MAX_SECONDS}")
-    counts = [cell["execution_count"] for cell in code_cells(notebook)]
-    if counts != list(range(1, len(counts) + 1)):
-        problems.append(f"the cells were not run once each from top to bottom (counts {counts}); {mend}")
+    in_order = 0
+    for i, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] != "code":
+            continue
+        in_order += 1
+        if (count := cell["execution_count"]) != in_order:
+            was = f"was run as number {count}, not {in_order}" if count else "was never run"
+            problems.append(f"cell {i} {was}: the cells were not run once each from top to bottom; {mend}")
+            break
     return problems
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 STUB = 'raise NotImplementedError("write your answer here")'
 
 Cell = dict[str, Any]

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from gpt2course.chapters.notebook import (
+    WIDGET_VIEW,
     Notebook,
     code_cells,
     code_sha256,
@@ -21,7 +22,6 @@ from gpt2course.chapters.notebook import (
     write,
 )
 
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 CELL_TIMEOUT = 600
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python", "pygments_lexer": "ipython3"}

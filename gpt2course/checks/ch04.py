@@ -56,7 +56,8 @@ def layer_norm(answer: Callable[..., Any]) -> str:
             "the mean is still in it; take it off before you divide": x_BTC / torch.sqrt(variance + EPS),
         },
     )
-    same_tensor(got, F.layer_norm(x_BTC, (C,), eps=EPS), "the result with weight 1 and bias 0", 1e-9)
+    # Loose here, so that a wrong eps, which hardly shows at this size, is told by name below.
+    same_tensor(got, F.layer_norm(x_BTC, (C,), eps=EPS), "the result with weight 1 and bias 0", 1e-4)
     faint_BTC = x_BTC * 1e-3
     got = answer(faint_BTC, ones_C, zeros_C, EPS)
     faint_variance = faint_BTC.var(-1, keepdim=True, correction=0)

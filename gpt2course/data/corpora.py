@@ -6,6 +6,7 @@ import http.client
 import os
 import sysconfig
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,14 +98,24 @@ def _tinyshakespeare() -> Iterator[Document]:
     yield Document("tinyshakespeare", _read_text(path))
 
 
-def _file_or_folder(path: Path) -> Iterator[Document]:
-    if path.is_file():
-        yield Document(path.name, _read_text(path))
-        return
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        inside = file.relative_to(path)
-        if not any(part.startswith(".") for part in inside.parts):
+def _is_binary(path: Path) -> bool:
+    """Whether a file is no text, told as git does it: by a NUL byte near its start."""
+    with path.open("rb") as file:
+        return b"\0" in file.read(8192)
+
+
+def _folder(folder: Path) -> Iterator[Document]:
+    skipped = 0
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        inside = file.relative_to(folder)
+        if any(part.startswith(".") for part in inside.parts):
+            continue
+        if _is_binary(file):
+            skipped += 1
+        else:
             yield Document(inside.as_posix(), _read_text(file))
+    if skipped:
+        warnings.warn(f"skipped in {folder}: {skipped:,} with a NUL byte, which is no text", stacklevel=2)
 
 
 def _hugging_face(repo: str, config: str | None) -> Iterator[Document]:
@@ -133,11 +144,12 @@ def documents(corpus: str | Path) -> Iterator[Document]:
     Args:
         corpus: "stdlib" (the Python standard library's own source, on every machine, about 12 MB), "stdlib-prose" (its
             docstrings), "tinyshakespeare" (fetched once, 1.1 MB), "fineweb-edu" (streamed), a file, a folder (every
-            file a document, but none that is hidden or in a hidden folder), or "hf:owner/name" or
-            "hf:owner/name:config" for a Hugging Face data set with a column `text`.
+            file a document, but none that is hidden or in a hidden folder, and none with a NUL byte in its first 8 KiB,
+            which is no text), or "hf:owner/name" or "hf:owner/name:config" for a Hugging Face data set with a column
+            `text`.
 
     Raises:
-        ValueError: for a name that is none of these.
+        ValueError: for a name that is none of these, or a file that is no text.
         ConnectionError: if a corpus must be fetched and cannot.
     """
     if str(corpus) in CORPORA:
@@ -146,8 +158,12 @@ def documents(corpus: str | Path) -> Iterator[Document]:
         repo, _, config = str(corpus).removeprefix("hf:").partition(":")
         return _hugging_face(repo, config or None)
     path = Path(corpus).expanduser()
-    if path.exists():
-        return _file_or_folder(path)
+    if path.is_file():
+        if _is_binary(path):
+            raise ValueError(f"{path} is no text: it has a NUL byte near its start; give a text file, UTF-8")
+        return iter([Document(path.name, _read_text(path))])
+    if path.exists() and str(corpus):  # Path("") is the current folder, which an empty name does not ask for
+        return _folder(path)
     raise ValueError(
         f"no corpus {str(corpus)!r}: use {', '.join(CORPORA)}, hf:owner/name, or a file or folder that exists"
     )

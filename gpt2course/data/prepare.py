@@ -21,6 +21,7 @@ from gpt2course.data.shards import TokenStream, write_shard
 from gpt2course.tokenizer import EOT, VOCAB_BPE_SHA256, get_tokenizer
 
 META = "meta.json"
+FORMAT = 2  # of the folder; part of its name in the cache, so that a change of it makes a new folder
 SPLITS = ("train", "val")
 
 
@@ -31,12 +32,15 @@ class Prepared:
     Attributes:
         folder: where the shards lie.
         corpus: the name it was made from.
+        val_fraction, max_tokens: as given to `prepare`.
         n_documents, n_tokens, n_bytes: counts by split ("train", "val"); bytes are of the UTF-8 text.
         fingerprint: SHA-256 over both splits' tokens, in order.
     """
 
     folder: Path
     corpus: str
+    val_fraction: float
+    max_tokens: int | None
     n_documents: dict[str, int]
     n_tokens: dict[str, int]
     n_bytes: dict[str, int]
@@ -166,7 +170,7 @@ def _source_key(corpus: str) -> str:
 def default_folder(corpus: str, val_fraction: float, max_tokens: int | None) -> Path:
     """The cache folder of a prepared corpus: its name and a hash of what it depends on."""
     python = sys.version if corpus.startswith("stdlib") else ""
-    parts = (_source_key(corpus), python, str(val_fraction), str(max_tokens), VOCAB_BPE_SHA256)
+    parts = (_source_key(corpus), python, str(val_fraction), str(max_tokens), str(FORMAT), VOCAB_BPE_SHA256)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
     slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(corpus).name) or "corpus"
     return cache_dir() / "tokens" / f"{slug}-{digest}"
@@ -179,6 +183,13 @@ def put_in_place(made: Path, folder: Path) -> None:
     except OSError:
         if not (folder / META).exists():
             raise
+
+
+def refuse_other(found: Prepared, **wanted: str | float | None) -> None:
+    """Raise ValueError if a folder was made from another corpus or with other settings than are wanted now."""
+    if differ := [name for name, value in wanted.items() if getattr(found, name) != value]:
+        told = "; ".join(f"{name} {getattr(found, name)}, not {wanted[name]}" for name in differ)
+        raise ValueError(f"{found.folder} was made with {told}; choose another folder or remove it")
 
 
 def prepare(
@@ -204,7 +215,7 @@ def prepare(
         progress: show a bar.
 
     Raises:
-        ValueError: for bad arguments, an unknown corpus, or one too small to split.
+        ValueError: for bad arguments, an unknown corpus, one too small to split, or a folder made with others.
         ConnectionError: if the corpus must be fetched and cannot.
     """
     name = str(corpus)
@@ -217,8 +228,7 @@ def prepare(
     folder = folder or default_folder(name, val_fraction, max_tokens)
     if (folder / META).exists():
         found = Prepared.open(folder)
-        if found.corpus != name:
-            raise ValueError(f"{folder} holds the corpus {found.corpus}, not {name}; choose another folder")
+        refuse_other(found, corpus=name, val_fraction=val_fraction, max_tokens=max_tokens)
         return found
     if folder.exists():
         raise ValueError(f"{folder} exists and holds no finished corpus; choose another folder or remove it")
@@ -247,6 +257,8 @@ def prepare(
         result = Prepared(
             folder=folder,
             corpus=name,
+            val_fraction=val_fraction,
+            max_tokens=max_tokens,
             n_documents={split: w.n_documents for split, w in writers.items()},
             n_tokens={split: w.n_tokens for split, w in writers.items()},
             n_bytes={split: w.n_bytes for split, w in writers.items()},

@@ -19,8 +19,8 @@ from gpt2course.viz.style import COLOURS, FONT_SIZE, INK, LINESTYLES, PALE, SEQU
 HIDDEN = "#ececec"
 CELL_INCHES = 0.46
 PANEL_GAP = 0.22
-# The pale end of the colours is so bright that white digits on it can't be read.
-DARK_BELOW = 0.5
+# Relative luminance below which white digits have more contrast than black ones (WCAG 2: (L + 0.05)^2 = 1.05 x 0.05).
+DARK_BELOW = 0.179
 SHOW_TOKEN_FROM = 0.005
 
 
@@ -96,7 +96,7 @@ def draw_matrix(ax: Axes, values: np.ndarray, low: float, top: float, decimals: 
         if hidden:
             ax.plot(column, row, marker="x", color="#9a9a9a", markersize=6)
         elif decimals is not None:
-            bright = 0.3 * red + 0.59 * green + 0.11 * blue
+            bright = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
             colour = "white" if bright < DARK_BELOW else "black"
             ax.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", color=colour, fontsize=9)
 

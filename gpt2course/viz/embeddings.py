@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from gpt2course.viz.style import COLOURS, DIVERGING, DPI, FONT_SIZE, INK, LINESTYLES, PALE, new_figure
+from gpt2course.viz.style import COLOURS, DIVERGING, DPI, FONT_SIZE, INK, PALE, new_figure
 
 Array = npt.NDArray[np.floating]
 # Steps instead of a smooth map: cells can be told apart and compared with the bar, and the file is a third of the size.
@@ -33,7 +33,7 @@ class Grid:
     """the sign between this grid and the next: "+", "×", "=" """
 
 
-def number_grids(grids: Sequence[Grid], height: float = 2.9, decimals: int = 1) -> Figure:
+def number_grids(grids: Sequence[Grid], height: float = 2.1, decimals: int = 1) -> Figure:
     """Small matrices side by side, every number written in its cell, one colour scale for all.
 
     Args:
@@ -42,7 +42,7 @@ def number_grids(grids: Sequence[Grid], height: float = 2.9, decimals: int = 1) 
         decimals: digits after the point.
     """
     widths = [grid.values.shape[1] + 1.0 for grid in grids]
-    width = min(9.0, 0.62 * sum(widths) + 0.5 * len(grids))
+    width = min(8.0, 0.52 * sum(widths) + 0.45 * len(grids))
     figure, axes = new_figure(1, len(grids), width=width, height=height, width_ratios=widths, squeeze=False)
     top = max(float(np.abs(grid.values).max()) for grid in grids) or 1.0
     colour_of = colormaps[DIVERGING]
@@ -76,10 +76,11 @@ def similarity_grid(similarity_NN: Array, labels: Sequence[str], boxes: Sequence
         boxes: (first, one past the last) of each group.
     """
     n = len(labels)
-    figure, ax = new_figure(width=6.6, height=5.6)
+    figure, ax = new_figure(width=5.4, height=4.6)
     image = ax.imshow(similarity_NN, cmap=STEPS, vmin=-1, vmax=1, interpolation="nearest")
-    ax.set_xticks(range(n), labels, rotation=90, family="monospace")
-    ax.set_yticks(range(n), labels, family="monospace")
+    font = {"family": "monospace", "fontsize": FONT_SIZE - 2}
+    ax.set_xticks(range(n), labels, rotation=90, **font)
+    ax.set_yticks(range(n), labels, **font)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     for begin, end in boxes:
@@ -98,7 +99,7 @@ def token_map(xy_N2: Array, labels: Sequence[str], groups: Sequence[str], share:
         groups: the group of each point.
         share: the part of the points' variance that these two axes show, 0 to 1.
     """
-    figure, ax = new_figure(width=7.6, height=5.0)
+    figure, ax = new_figure(width=6.6, height=4.0)
     for g, group in enumerate(dict.fromkeys(groups)):
         inside = np.array([name == group for name in groups])
         style = {"color": COLOURS[g % len(COLOURS)], "marker": MARKERS[g % len(MARKERS)]}
@@ -141,25 +142,28 @@ def label_offsets(at_N2: Array, labels: Sequence[str]) -> list[tuple[float, floa
     return offsets
 
 
-def norm_by_frequency(counts_V: Array, norms_V: Array, bins: int = 9) -> Figure:
-    """How long a token's row is against how often the token occurs: each token a dot, the median and half of all as a
-    line and a band, tokens that never occur apart on the left.
+def norm_by_frequency(counts_V: Array, norms_V: Array, bins: int = 9, dots: int = 1000) -> Figure:
+    """How long a token's row is against how often the token occurs: the median and half of all as a line and a band,
+    some tokens as dots, tokens that never occur apart on the left.
 
     Args:
         counts_V: occurrences in a corpus.
         norms_V: lengths of the rows.
         bins: groups of equal width in log frequency.
+        dots: draw so many tokens, chosen at random.
     """
-    figure, (left, ax) = new_figure(1, 2, width=7.4, height=3.6, sharey=True, width_ratios=[1, 7])
+    figure, (left, ax) = new_figure(1, 2, width=6.6, height=2.8, sharey=True, width_ratios=[1, 7])
     seen = counts_V > 0
-    place = np.random.default_rng(0).uniform(-0.3, 0.3, (~seen).sum())
-    left.scatter(place, norms_V[~seen], s=2, color=PALE, rasterized=True)
+    generator = np.random.default_rng(0)
+    some = norms_V[~seen][: dots // 4]
+    left.scatter(generator.uniform(-0.3, 0.3, len(some)), some, s=2, color=PALE)
     if (~seen).any():
         left.plot([-0.4, 0.4], [np.median(norms_V[~seen])] * 2, color=COLOURS[1], linewidth=2)
     left.set_xticks([0], ["never"])
     left.set_xlim(-0.6, 0.6)
     left.set_ylabel("length of the row")
-    ax.scatter(counts_V[seen], norms_V[seen], s=2, color=PALE, rasterized=True)
+    some = generator.permutation(np.flatnonzero(seen))[:dots]
+    ax.scatter(counts_V[some], norms_V[some], s=2, color=PALE)
     edges = np.geomspace(1, counts_V.max() * 1.001, bins + 1)
     which = np.digitize(counts_V[seen], edges) - 1
     quartiles = [np.percentile(norms_V[seen][which == b], [25, 50, 75]) for b in range(bins) if (which == b).any()]
@@ -173,21 +177,6 @@ def norm_by_frequency(counts_V: Array, norms_V: Array, bins: int = 9) -> Figure:
     return figure
 
 
-def length_histograms(lengths: Mapping[str, Array], xlabel: str = "length of the vector") -> Figure:
-    """Distributions of vector lengths, one outline each, each scaled to its own highest bar."""
-    figure, ax = new_figure(width=7.0, height=2.8)
-    top = max(float(np.percentile(values, 99.9)) for values in lengths.values())
-    edges = np.linspace(0, top, 80)
-    for i, (name, values) in enumerate(lengths.items()):
-        counts, _ = np.histogram(values, edges)
-        dash = LINESTYLES[i % len(LINESTYLES)]
-        ax.stairs(counts / counts.max(), edges, label=name, color=COLOURS[i], linestyle=dash, linewidth=1.8)
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel("share of the highest bar")
-    ax.legend(frameon=False, fontsize=FONT_SIZE - 1)
-    return figure
-
-
 def loss_bars(losses: Mapping[str, Mapping[str, float]], baselines: Mapping[str, tuple[float, str]]) -> Figure:
     """Horizontal bars of losses with their values, a panel for each model, and a dashed line to compare with.
 
@@ -197,7 +186,7 @@ def loss_bars(losses: Mapping[str, Mapping[str, float]], baselines: Mapping[str,
     """
     rows = max(len(bars) for bars in losses.values())
     height = 0.36 * rows + 1.15
-    figure, axes = new_figure(1, len(losses), width=8.6, height=height, sharey=True, squeeze=False)
+    figure, axes = new_figure(1, len(losses), width=8.0, height=height, sharey=True, squeeze=False)
     for ax, (model, bars) in zip(axes[0], losses.items(), strict=True):
         level, what = baselines[model]
         top = max([*bars.values(), level])

@@ -16,7 +16,9 @@ LABELS = ("ln_1", "c_attn", "weights", "c_proj", "ln_2", "mlp.c_fc", "gelu", "ml
 FLOOR = 1e-9
 
 
-def parity_microscope(differences: Mapping[str, float], n_layer: int, limit: float = 1e-4, title: str = "") -> Figure:
+def parity_microscope(
+    differences: Mapping[str, float], n_layer: int, limit: float = 1e-4, title: str = "", reveal: bool = True
+) -> Figure:
     """A heat map of differences between two traces: a column a block, a row a step inside it.
 
     Args:
@@ -24,6 +26,7 @@ def parity_microscope(differences: Mapping[str, float], n_layer: int, limit: flo
         n_layer: number of blocks.
         limit: from here on a difference counts as wrong; the first one in order of computation gets a frame.
         title: put above the map.
+        reveal: frame and name the first wrong step; False leaves the search to the reader.
     """
     grid = np.full((len(PARTS), n_layer + 2), np.nan)
     place: dict[str, tuple[int, int]] = {"wte": (0, 0), "wpe": (1, 0)}
@@ -48,12 +51,12 @@ def parity_microscope(differences: Mapping[str, float], n_layer: int, limit: flo
     }.items():
         light = not np.isnan(grid[row, column]) and shown[row, column] > 1e-3
         ax.text(column, row, text, ha="center", va="center", fontsize=8, color=INK if light else "white")
-    if first:
+    if reveal:
+        verdict = f"first off at {first}" if first else f"nothing beyond {limit:g}"
+        title = f"{title}: {verdict}" if title else verdict
+    if reveal and first:
         row, column = place[first]
         ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=3))
-        title = f"{title}{': ' if title else ''}first off at {first}"
-    else:
-        title = f"{title}{': ' if title else ''}nothing beyond {limit:g}"
     ax.set_title(title, fontsize=10, loc="left")
     ax.set_yticks(range(len(LABELS)), LABELS)
     ax.set_xticks(range(n_layer + 2), ["in", *map(str, range(n_layer)), "out"])

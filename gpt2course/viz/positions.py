@@ -14,7 +14,7 @@ from gpt2course.viz.style import COLOURS, FONT_SIZE, INK, LINESTYLES, PALE, new_
 
 def position_tables(tables: Mapping[str, Array]) -> Figure:
     """Whole tables as pictures, a row for each position; the colours saturate at the 98th percentile of each."""
-    figure, axes = new_figure(1, len(tables), width=8.6, height=3.2, squeeze=False, sharey=True)
+    figure, axes = new_figure(1, len(tables), width=2.2 * len(tables) + 0.4, height=2.5, squeeze=False, sharey=True)
     for ax, (name, table_PC) in zip(axes[0], tables.items(), strict=True):
         top = float(np.percentile(np.abs(table_PC), 98))
         ax.imshow(table_PC, cmap=STEPS, vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
@@ -26,7 +26,7 @@ def position_tables(tables: Mapping[str, Array]) -> Figure:
 
 def sinusoid_waves(table_PC: Array, columns: Sequence[int]) -> Figure:
     """A sinusoid table: the picture on the left, some of its columns as waves on the right."""
-    figure, axes = new_figure(1, 2, width=8.0, height=3.4, width_ratios=[1, 1.25])
+    figure, axes = new_figure(1, 2, width=7.2, height=2.7, width_ratios=[1, 1.25])
     image = axes[0].imshow(table_PC, cmap=STEPS, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     axes[0].set_xlabel("column")
     axes[0].set_ylabel("position")
@@ -47,7 +47,7 @@ def sinusoid_waves(table_PC: Array, columns: Sequence[int]) -> Figure:
 
 def dot_products(gram_PP: Array, starts: Sequence[int], reach: int) -> Figure:
     """Dot products of positions: the picture of all pairs, and rows of it laid over each other by distance."""
-    figure, axes = new_figure(1, 2, width=8.0, height=3.3, width_ratios=[1, 1.4])
+    figure, axes = new_figure(1, 2, width=7.2, height=2.6, width_ratios=[1, 1.4])
     top = float(np.abs(gram_PP).max())
     image = axes[0].imshow(gram_PP, cmap=STEPS, vmin=-top, vmax=top, interpolation="nearest")
     axes[0].set_xlabel("position j")
@@ -74,7 +74,7 @@ def rotations(omega_K: Array, pairs: Sequence[int], starts: Sequence[int], shift
         starts: positions to start from; each has its own colour, dash and radius.
         shift: how far to go, in positions.
     """
-    figure, axes = new_figure(1, len(pairs), width=2.7 * len(pairs), height=3.0, squeeze=False)
+    figure, axes = new_figure(1, len(pairs), width=2.5 * len(pairs), height=2.8, squeeze=False)
     turn = np.linspace(0, 2 * np.pi, 200)
     for ax, k in zip(axes[0], pairs, strict=True):
         ax.plot(np.cos(turn), np.sin(turn), color=PALE, linewidth=1, linestyle="-")
@@ -99,7 +99,9 @@ def rotations(omega_K: Array, pairs: Sequence[int], starts: Sequence[int], shift
 
 def position_similarities(similarities: Mapping[str, Array]) -> Figure:
     """Cosines between all pairs of positions, one picture a table, one colour scale."""
-    figure, axes = new_figure(1, len(similarities), width=8.6, height=3.2, squeeze=False, sharey=True)
+    figure, axes = new_figure(
+        1, len(similarities), width=2.1 * len(similarities) + 1.0, height=2.5, squeeze=False, sharey=True
+    )
     for ax, (name, similarity_PP) in zip(axes[0], similarities.items(), strict=True):
         image = ax.imshow(similarity_PP, cmap=STEPS, vmin=-1, vmax=1, interpolation="nearest")
         ax.set_title(name)
@@ -117,7 +119,7 @@ def spectra(shares: Mapping[str, Array], level: float = 0.9) -> Figure:
         shares: by name, the variance along each principal direction over the whole, largest first.
         level: the share that a dot marks on each line.
     """
-    figure, ax = new_figure(width=7.0, height=3.4)
+    figure, ax = new_figure(width=6.2, height=2.8)
     for i, (name, share_C) in enumerate(shares.items()):
         total = np.cumsum(share_C)
         needed = int(np.searchsorted(total, level)) + 1
@@ -138,7 +140,7 @@ def spectra(shares: Mapping[str, Array], level: float = 0.9) -> Figure:
 
 def similarity_profile(similarity_P: Array, position: int, name: str) -> Figure:
     """How much one position's vector is like every other's; for a slider."""
-    figure, ax = new_figure(width=7.0, height=2.9)
+    figure, ax = new_figure(width=6.2, height=2.4)
     ax.axhline(0, color=PALE, linewidth=1, linestyle="-")
     ax.plot(similarity_P, color=COLOURS[0], linestyle="-", linewidth=1.4)
     ax.axvline(position, color=COLOURS[1], linestyle="--", linewidth=1.4)
@@ -158,7 +160,7 @@ def norms_and_neighbours(norms_P: Array, by_distance: Mapping[str, Mapping[int, 
         norms_P: lengths of the rows.
         by_distance: by name of the table, the mean cosine of rows by their distance.
     """
-    figure, axes = new_figure(1, 2, width=8.0, height=3.0)
+    figure, axes = new_figure(1, 2, width=7.4, height=2.7)
     axes[0].plot(norms_P, color=COLOURS[0], linewidth=1.2)
     axes[0].plot(0, norms_P[0], "o", color=COLOURS[1])
     axes[0].annotate("position 0", (0, norms_P[0]), (8, -3), textcoords="offset points", fontsize=FONT_SIZE - 1)
@@ -180,7 +182,7 @@ def norms_and_neighbours(norms_P: Array, by_distance: Mapping[str, Mapping[int, 
 
 def loss_by_position(curves: Mapping[str, Array], prompt: int) -> Figure:
     """Mean loss at each position, one line a decoder, and where the prompt ends."""
-    figure, ax = new_figure(width=7.4, height=3.3)
+    figure, ax = new_figure(width=6.4, height=2.7)
     top = max(float(curve.max()) for curve in curves.values())
     for i, (name, curve) in enumerate(curves.items()):
         ax.plot(curve, label=name, color=COLOURS[i], linestyle=LINESTYLES[i], linewidth=2.8 - 0.9 * i)

@@ -81,7 +81,8 @@ def token_boxes(
     ax.set(xlim=(0, columns), ylim=((row + 1) * row_inches, -top))
     for i, (label, box, (x, line)) in enumerate(zip(labels, widths, places, strict=True)):
         y = line * row_inches
-        ax.add_patch(Rectangle((x, y), box, ROW_INCHES - 0.05, facecolor=tint(i % 5), edgecolor=PALE, linewidth=0.6))
+        # add_artist, since add_patch works out the limits of the axes anew for each of a hundred boxes
+        ax.add_artist(Rectangle((x, y), box, ROW_INCHES - 0.05, facecolor=tint(i % 5), edgecolor=PALE, linewidth=0.6))
         write(ax, x + box / 2, y + (ROW_INCHES - 0.05) / 2, label)
         if ids:
             write(ax, x + box / 2, y + ROW_INCHES + 0.04, str(ids[i]), size=7)
@@ -92,7 +93,8 @@ def token_boxes(
 
 def write(ax: Axes, x: float, y: float, text: str, size: float = 10) -> None:
     """Centred text in the letters of a typewriter; a dollar sign is a dollar sign."""
-    ax.text(x, y, text, ha="center", va="center", fontsize=size, family=MONO, color=INK, parse_math=False)
+    family = MONO[:1] if text.isascii() else MONO  # looking through a second font takes time
+    ax.text(x, y, text, ha="center", va="center", fontsize=size, family=family, color=INK, parse_math=False)
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GPT2COURSE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with Server(("127.0.0.1", 0), Handler) as running:
         thread = threading.Thread(target=running.serve_forever, daemon=True)
@@ -83,9 +77,7 @@ def test_names() -> None:
 def test_unknown_corpus_is_told(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt name taken for a path, and an error about a file that nobody asked for."""
     monkeypatch.chdir(tmp_path)
-    if corpus == "":
-        assert list(documents(corpus)) == []  # the present folder, which is empty
-        return
+    (tmp_path / "diary.txt").write_text("not meant: an empty name is not the current folder")
     with pytest.raises(ValueError, match=r"no corpus .*: use stdlib, stdlib-prose, tinyshakespeare, fineweb-edu, hf:"):
         documents(corpus)
 
@@ -147,6 +139,23 @@ def test_folder_is_its_files_in_order(tmp_path: Path) -> None:
     assert all(document.text == document.name for document in found)
 
 
+def test_binary_files_of_a_folder_are_skipped_and_counted(tmp_path: Path) -> None:
+    """Pictures and weights beside the texts, decoded into megabytes of U+FFFD and trained on."""
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    (tmp_path / "b.bin").write_bytes(b"x" * 8191 + b"\0")
+    (tmp_path / "c.txt").write_bytes(b"text " * 2000 + b"\0")
+    with pytest.warns(UserWarning, match="2 with a NUL byte") as warned:
+        assert [document.name for document in documents(tmp_path)] == ["c.txt"]
+    assert len(warned) == 1
+
+
+def test_a_binary_file_is_refused(tmp_path: Path) -> None:
+    """`gpt2course data model.safetensors`, which gives a corpus of noise."""
+    (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    with pytest.raises(ValueError, match=r"model\.safetensors is no text: .* NUL byte"):
+        documents(tmp_path / "model.safetensors")
+
+
 def test_bytes_that_are_not_utf8_are_replaced(tmp_path: Path) -> None:
     """One old file in Latin-1 that stops a run of hours."""
     (tmp_path / "old.txt").write_bytes(b"caf\xe9")
@@ -199,12 +208,25 @@ def test_bad_download_is_refused(
     assert list(documents("tinyshakespeare")) == [Document("tinyshakespeare", PLAY)]
 
 
+def test_ctrl_c_leaves_no_part_of_a_download(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a file left in the cache for good."""
+
+    class Interrupted(corpora.tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(corpora, "tqdm", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(documents("tinyshakespeare"))
+    assert list(cache.iterdir()) == []
+
+
 def test_no_network_is_told(cache: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback of forty lines in place of: connect once, put the file there, or take another corpus."""
     monkeypatch.setattr(corpora, "TINYSHAKESPEARE_URL", server.url)
     server.shutdown()
     server.server_close()
-    with pytest.raises(ConnectionError, match=r"put the file at .*tinyshakespeare\.txt, or use --corpus stdlib"):
+    with pytest.raises(ConnectionError, match=r"put the file at .*tinyshakespeare\.txt, or use"):
         list(documents("tinyshakespeare"))
     assert list(cache.iterdir()) == []
 

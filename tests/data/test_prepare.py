@@ -2,41 +2,18 @@
 
 import importlib
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_corpus import TEXTS
 
 from gpt2course.data import Document, Prepared, TokenStream, prepare
 from gpt2course.data.prepare import META, assign, cut_single, default_folder, split_of
 from gpt2course.tokenizer import EOT, get_tokenizer
 
-N_DOCUMENTS = 60
 MODULE = importlib.import_module("gpt2course.data.prepare")  # the package has a function of that name
-
-
-def texts() -> dict[str, str]:
-    """Documents of several lines, none like another, one that tries to end itself."""
-    rng = random.Random(0)
-    words = ["tokens", "are", "cut", "from", "text", "über", "中文", "🙂", "<|endoftext|>", "\n"]
-    return {f"{n:03}.txt": f"Document {n}. " + " ".join(rng.choices(words, k=40)) for n in range(N_DOCUMENTS)}
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    for name, text in texts().items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GPT2COURSE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def tokens_of(prepared: Prepared, split: str) -> list[int]:
@@ -62,7 +39,7 @@ def test_every_document_is_whole_in_one_split(corpus: Path) -> None:
     """Near-copies of validation windows in training, as windows of one document fall on both sides."""
     made = prepare(corpus, val_fraction=0.3, progress=False)
     expected: dict[str, list[str]] = {"train": [], "val": []}
-    for name, text in texts().items():
+    for name, text in TEXTS.items():
         expected[split_of(name, 0.3)].append(text)
     assert 5 < len(expected["val"]) < 35
     for split in ("train", "val"):
@@ -76,8 +53,8 @@ def test_text_cannot_end_a_document(corpus: Path) -> None:
     """`<|endoftext|>` in a text, taken for the end of the document."""
     made = prepare(corpus, progress=False)
     ends = sum(tokens_of(made, split).count(EOT) for split in ("train", "val"))
-    assert ends == N_DOCUMENTS
-    assert any("<|endoftext|>" in text for text in texts().values())
+    assert ends == len(TEXTS)
+    assert any("<|endoftext|>" in text for text in TEXTS.values())
 
 
 def test_split_depends_on_the_name_alone() -> None:
@@ -121,7 +98,7 @@ def test_single_file(tmp_path: Path) -> None:
 
 def test_several_processes_equal_one(corpus: Path, tmp_path: Path) -> None:
     """Documents in the order in which workers happen to finish."""
-    for n in range(N_DOCUMENTS, 300):
+    for n in range(len(TEXTS), 300):
         (corpus / f"{n:03}.txt").write_text(f"short document {n}")
     one = prepare(corpus, tmp_path / "one", val_fraction=0.2, progress=False)
     two = prepare(corpus, tmp_path / "two", val_fraction=0.2, processes=2, progress=False)
@@ -210,79 +187,21 @@ def test_cache_folder_depends_on_what_matters(corpus: Path, cache: Path) -> None
     assert folders[4].name.startswith("name-part-")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_interrupted_run_leaves_nothing(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
-) -> None:
-    """A run stopped half way, and a next one that trains on half the corpus."""
-    real, calls = MODULE.encode, 0
-
-    def stop(item: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 30:
-            raise error("stopped")
-        return real(item)
-
-    monkeypatch.setattr(MODULE, "encode", stop)
-    out = tmp_path / "out" / "tokens"
-    with pytest.raises(error):
-        prepare(corpus, out, shard_tokens=50, progress=False)
-    assert list(out.parent.iterdir()) == []
-    monkeypatch.undo()
-    monkeypatch.setenv("GPT2COURSE_CACHE", str(tmp_path / "cache"))
-    assert sum(prepare(corpus, out, progress=False).n_documents.values()) == N_DOCUMENTS
-
-
-def test_two_processes_at_once_end_with_one_folder(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two ranks that prepare the same corpus: the slower one fails, since the folder is there when it is done."""
-    out = tmp_path / "tokens"
-    real = MODULE.encode
-    theirs: list[Prepared] = []
-
-    def other_is_faster(item: Any) -> Any:
-        monkeypatch.setattr(MODULE, "encode", real)
-        monkeypatch.setattr("os.getpid", lambda: 12345678)
-        theirs.append(prepare(corpus, out, progress=False))
-        return real(item)
-
-    monkeypatch.setattr(MODULE, "encode", other_is_faster)
-    assert prepare(corpus, out, progress=False) == theirs[0]
-    assert [path.name for path in tmp_path.iterdir() if "tokens" in path.name] == ["tokens"]
-
-
-def test_foreign_folder_is_not_overwritten(corpus: Path, tmp_path: Path) -> None:
-    """Somebody's folder of other things, replaced by shards."""
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="exists and holds no finished corpus; choose another folder"):
-        prepare(corpus, tmp_path / "mine", progress=False)
-    assert (tmp_path / "mine" / "thesis.txt").exists()
-
-
-def test_unfinished_folder_is_not_opened(tmp_path: Path) -> None:
-    """A folder without its meta.json, read as if it were whole."""
-    with pytest.raises(FileNotFoundError, match=f"no {META}; make the shards with `gpt2course data`"):
-        Prepared.open(tmp_path)
-
-
-def test_lost_shard_is_noticed(corpus: Path, tmp_path: Path) -> None:
-    """One of many shards not copied, and a run that trains on the others without a word."""
-    made = prepare(corpus, tmp_path / "tokens", shard_tokens=300, progress=False)
-    (made.folder / "train_000001.bin").unlink()
-    with pytest.raises(ValueError, match=r"tokens for train, and meta\.json says .*make it again"):
-        made.stream("train")
-    assert len(made.stream("val")) == made.n_tokens["val"]
-
-
 def test_meta_is_plain_json(corpus: Path) -> None:
     """Facts about a corpus that only this program can read; a path of this machine in them."""
     made = prepare(corpus, progress=False)
     meta = json.loads((made.folder / META).read_text())
-    assert meta.keys() == {"corpus", "n_documents", "n_tokens", "n_bytes", "fingerprint"}
+    assert meta.keys() == {
+        "corpus",
+        "val_fraction",
+        "max_tokens",
+        "n_documents",
+        "n_tokens",
+        "n_bytes",
+        "fingerprint",
+    }
     assert meta["fingerprint"] == made.fingerprint
+    assert (meta["val_fraction"], meta["max_tokens"]) == (0.05, None)
     assert sorted(path.name for path in made.folder.iterdir()) == [META, "train_000000.bin", "val_000000.bin"]
 
 
@@ -292,36 +211,6 @@ def test_progress_can_be_off(corpus: Path, tmp_path: Path, capfd: pytest.Capture
     assert capfd.readouterr() == ("", "")
     prepare(corpus, tmp_path / "loud", progress=True)
     assert "tokenising corpus" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"val_fraction": 0.0}, "val_fraction is 0.0; it must lie between 0 and 1"),
-        ({"val_fraction": 1.0}, "val_fraction is 1.0"),
-        ({"shard_tokens": 0}, "shard_tokens 0, processes 1, max_tokens None: each at least 1"),
-        ({"processes": 0}, "processes 0"),
-        ({"max_tokens": 0}, "max_tokens 0"),
-    ],
-)
-def test_bad_arguments_are_told(corpus: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    """An error an hour later, or an endless loop."""
-    with pytest.raises(ValueError, match=message):
-        prepare(corpus, tmp_path / "out", progress=False, **options)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("kind", ["empty folder", "empty file", "unknown"])
-def test_nothing_to_split_is_told(tmp_path: Path, kind: str) -> None:
-    """An empty corpus made into shards that hold one end of text each."""
-    corpus = tmp_path / kind.replace(" ", "-")
-    if kind == "empty folder":
-        corpus.mkdir()
-    if kind == "empty file":
-        corpus.touch()
-    with pytest.raises(ValueError, match="no corpus" if kind == "unknown" else "no text of .* fell to train"):
-        prepare(corpus, tmp_path / "out", progress=False)
-    assert not any("out" in path.name for path in tmp_path.iterdir())
 
 
 def test_small_stdlib(tmp_path: Path) -> None:

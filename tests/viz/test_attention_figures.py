@@ -75,7 +75,7 @@ def test_panels_share_their_colours() -> None:
     assert boxes(left)[0].get_facecolor() == boxes(right)[0].get_facecolor() != boxes(right)[1].get_facecolor()
 
 
-@pytest.mark.parametrize("top", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+@pytest.mark.parametrize("top", [0.0, 0.2, 0.4, 0.5, 0.55, 0.6, 0.8, 1.0])
 def test_numbers_can_be_read_on_their_cell(top: float) -> None:
     """White digits on yellow. WCAG's contrast of 4.5 is asked for."""
     (ax,) = draw.matrix_panels({"m": [[0.0, top]]}, vmax=1).axes

@@ -35,6 +35,14 @@ def test_equal_models_get_no_frame_and_nan_counts_as_wrong() -> None:
     assert "first off at h.0.mlp.act" in parity_microscope(broken, n_layer=2).axes[0].get_title(loc="left")
 
 
+def test_an_unrevealed_map_does_not_give_the_answer_away() -> None:
+    """A lab whose picture names the culprit in its title."""
+    differences = dict.fromkeys(names(3), 0.0) | {"h.1.ln_2": 0.5}
+    ax = parity_microscope(differences, n_layer=3, title="where?", reveal=False).axes[0]
+    assert not ax.patches
+    assert ax.get_title(loc="left") == "where?"
+
+
 def test_the_map_shows_the_numbers_it_was_given() -> None:
     """Columns shifted by one because of the embedding column."""
     differences = dict.fromkeys(names(2), 0.0) | {"h.1.ln_2": 0.25}
