@@ -70,7 +70,9 @@ def generate_command() -> Command:
             pieces = stream(gpt, prompt, options)
         except ValueError as error:
             names = [field.name for field in fields(GenerateOptions)]
-            raise ValueError(as_flags(str(error).removeprefix("GenerateOptions:"), names)) from error
+            raise ValueError(
+                as_flags(str(error).replace("GenerateOptions:", "these flags can't be used:"), names)
+            ) from error
         print(prompt, end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)

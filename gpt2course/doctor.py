@@ -211,15 +211,16 @@ def all_reduce(backend: str, world_size: int, timeout: float = 30.0) -> str:
 
 
 def check_gloo() -> Check:
-    import torch.distributed
+    problem = all_reduce("gloo", 2)
+    if not problem:
+        return Check("gloo", "ok", "all-reduce of two processes came out right")
+    import torch.distributed  # only now: this check runs while torch is being imported
 
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    mend = f"chapters on one process still run; try: export GLOO_SOCKET_IFNAME={loopback}"
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         return Check("gloo", "warn", "this torch is built without it", "install torch from its usual wheels")
-    if problem := all_reduce("gloo", 2):
-        return Check("gloo", "warn", f"all-reduce of two processes failed: {problem}", mend)
-    return Check("gloo", "ok", "all-reduce of two processes came out right")
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    mend = f"chapters on one process still run; try: export GLOO_SOCKET_IFNAME={loopback}"
+    return Check("gloo", "warn", f"all-reduce of two processes failed: {problem}", mend)
 
 
 def check_nccl() -> Check:
@@ -280,11 +281,14 @@ def run_checks() -> list[Check]:
 
     The text of a check that is "ok" holds no path, so that chapter 00 can keep it among its outputs.
     """
-    # torch first and once: its modules import each other, which threads that start in the middle of it could trip over.
-    with contextlib.suppress(ImportError, OSError):
-        import torch.distributed  # noqa: F401
     with ThreadPoolExecutor(len(CHECKS)) as pool:
-        return list(pool.map(_look, CHECKS))
+        # gloo takes longest, since its two processes import torch as well: they do so while this one does.
+        early = {check: pool.submit(_look, check) for check in CHECKS if check is check_gloo}
+        # torch once, before the other threads: its modules import each other, which threads could trip over.
+        with contextlib.suppress(ImportError, OSError):
+            import torch.distributed  # noqa: F401
+        looks = [early.get(check) or pool.submit(_look, check) for check in CHECKS]
+        return [look.result() for look in looks]
 
 
 def can_run(checks: Sequence[Check]) -> bool:

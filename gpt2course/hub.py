@@ -123,7 +123,7 @@ def offline_by_choice() -> bool:
 
 
 def reachable(entry: Published = PUBLISHED["gpt2"], timeout: float = 5.0) -> bool:
-    """Whether the hub answers in time when asked for a config; huggingface_hub by itself takes over 20 s before it gives up.
+    """Whether the hub answers in time when asked for a config; huggingface_hub itself gives up after 20 seconds.
 
     Looking up a name has no time limit of its own, hence the thread. A refusal such as 404 is an answer, an error of
     the server such as 503 is none.

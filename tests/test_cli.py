@@ -136,7 +136,7 @@ def test_generate_refuses_bad_sampling(checkpoint: Path, capsys: Capture) -> Non
     shown = capsys.readouterr()
     assert shown.out == ""
     head, *problems = shown.err.splitlines()
-    assert head == "gpt2course: "
+    assert head == "gpt2course: these flags can't be used:"
     assert [problem[: problem.index(";")] for problem in problems] == ["  - --top-k is 0", "  - --temperature is -1.0"]
 
 

@@ -272,6 +272,14 @@ def test_gloo_that_fails_is_a_note_with_a_mend(monkeypatch: Patch) -> None:
     assert "GLOO_SOCKET_IFNAME" in found.mend
 
 
+def test_a_torch_without_gloo_is_told_from_a_gloo_that_fails(monkeypatch: Patch) -> None:
+    """A mend about network interfaces for a torch that has no gloo to send anything with."""
+    monkeypatch.setattr(doctor, "all_reduce", lambda backend, world_size: "rank 0: no such backend")
+    monkeypatch.setattr("torch.distributed.is_gloo_available", lambda: False)
+    found = doctor.check_gloo()
+    assert (found.status, found.detail) == ("warn", "this torch is built without it")
+
+
 class Answering(http.server.BaseHTTPRequestHandler):
     status = 200
 

@@ -10,7 +10,6 @@ from gpt2course.chapters.notebook import (
     WIDGET_VIEW,
     Cell,
     Notebook,
-    code_cells,
     code_sha256,
     exercises,
     find,

@@ -1,4 +1,4 @@
-"""Checks of chapter 00: the likeliest tokens, temperature, the cost of training.
+"""Checks of chapter 00 (the likeliest tokens, temperature, the cost of training), and the bug that its reader hunts.
 
 Legend: V vocabulary.
 """
@@ -74,3 +74,15 @@ def training_days(answer: Callable[..., Any]) -> str:
     same_number(answer(parameters, tokens, 2 * rate), days / 2, "days at twice the speed", tol=1e-3)
     same_number(answer(3 * parameters, tokens, rate), 3 * days, "days for three times the parameters", tol=1e-3)
     return f"GPT-2 on 10 billion tokens at 100 TFLOP/s takes {days:.2f} days"
+
+
+Expected = list[tuple[str, float]]
+
+
+def somebodys_reader(top_next: Callable[..., Expected]) -> Callable[[str], Expected]:
+    """The function of the lab "three prompts, one answer". Look at its pictures before you read its code."""
+
+    def their_next(text: str) -> Expected:
+        return top_next(text, row=0, k=5)
+
+    return their_next

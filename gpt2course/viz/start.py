@@ -1,5 +1,6 @@
 """Figures of chapter 00: the map of the course, the tokens a model expects next, a measurement with its spread."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -45,15 +46,13 @@ def _box(left: float, width: float, colour: str) -> FancyBboxPatch:
     return FancyBboxPatch((left, 0.05), width, 0.9, "round,pad=0,rounding_size=0.06", fc="white", ec=colour, lw=2)
 
 
-def next_tokens(expected: Mapping[str, Sequence[tuple[str, float]]], limit: float | None = None) -> Figure:
-    """Bars of the likeliest next tokens, one panel for each prompt.
+def next_tokens(expected: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
+    """Bars of the likeliest next tokens, one panel for each prompt. All share one scale, which the longest bar sets.
 
     Args:
         expected: by prompt, the tokens' texts and probabilities, largest first.
-        limit: right end of the axis; by default a little more than the largest probability.
     """
-    largest = max(chance for tokens in expected.values() for _, chance in tokens)
-    limit = limit or min(1.0, 1.05 * largest)
+    limit = rounded_up(max(chance for tokens in expected.values() for _, chance in tokens))
     rows = max(len(tokens) for tokens in expected.values())
     figure, axes = new_figure(1, len(expected), width=7.2, height=0.8 + 0.27 * rows, squeeze=False, sharex=True)
     for ax, (prompt, tokens) in zip(axes[0], expected.items(), strict=True):
@@ -61,6 +60,13 @@ def next_tokens(expected: Mapping[str, Sequence[tuple[str, float]]], limit: floa
         ax.set_title(f"after {prompt!a}", parse_math=False)
         ax.set_xlabel("probability")
     return figure
+
+
+def rounded_up(chance: float) -> float:
+    """The next 1, 2 or 5 times a power of ten that is not below this probability; at most 1."""
+    power = 10.0 ** math.floor(math.log10(chance))
+    # Rounding may leave the chance a hair above the step that it equals.
+    return min(1.0, next(step * power for step in (1, 2, 5, 10) if chance <= step * power * (1 + 1e-9)))
 
 
 def _bars(ax: Axes, tokens: Sequence[tuple[str, float]], limit: float) -> None:
@@ -75,8 +81,14 @@ def _bars(ax: Axes, tokens: Sequence[tuple[str, float]], limit: float) -> None:
     ax.set_xticks([])
     ax.spines["bottom"].set_visible(False)
     for place, chance in zip(places, chances, strict=True):
-        label = f"{chance:.0%}" if chance >= 0.1 else f"{chance:.1%}"
-        ax.text(chance + 0.02 * limit, place, label, va="center", size=FONT_SIZE - 2, color=INK)
+        ax.text(chance + 0.02 * limit, place, percent(chance), va="center", size=FONT_SIZE - 2, color=INK)
+
+
+def percent(chance: float) -> str:
+    """A probability in percent, with two digits where it is small: 47%, 2.8%, 0.021%."""
+    if chance >= 0.01:
+        return f"{chance:.0%}" if chance >= 0.1 else f"{chance:.1%}"
+    return f"{100 * chance:#.2g}%" if chance >= 1e-5 else "<0.001%"
 
 
 def spread(samples: Mapping[str, Sequence[float]], unit: str) -> Figure:

@@ -1,6 +1,12 @@
-"""Usual mistakes in the exercises of chapter 00, and what each is told."""
+"""Usual mistakes in the exercises of chapter 00, and what each is told; its hidden bug; the times on its map."""
 
+import re
+
+import pytest
 from exercise_harness import WrongAnswers, exercise_tests
+
+from gpt2course import chapters
+from gpt2course.checks import ch00
 
 WRONG: WrongAnswers = {
     "likeliest": [
@@ -108,3 +114,37 @@ WRONG: WrongAnswers = {
 }
 
 TestExercises = exercise_tests("00", WRONG)
+
+(CHAPTER,) = chapters.find(["00"])
+MAP_ROWS = re.findall(
+    r"^\| \[\d\d .+$", "\n".join(c["source"] for c in chapters.read(CHAPTER)["cells"]), flags=re.MULTILINE
+)
+
+
+def test_the_lab_keeps_its_bug() -> None:
+    """A tidy hand that mends the bug which the reader is to find."""
+    asked = {}
+
+    def top_next(text: str, **how: int) -> list[tuple[str, float]]:
+        asked[text] = how
+        return [("x", 1.0)]
+
+    assert ch00.somebodys_reader(top_next)("for i in") == [("x", 1.0)]
+    assert asked == {"for i in": {"row": 0, "k": 5}}
+
+
+def test_the_map_has_every_other_chapter() -> None:
+    """A chapter that the first page does not lead to."""
+    links = [re.search(r"\(([^)]+)\)", row) for row in MAP_ROWS]
+    assert [link[1] for link in links if link] == [path.name for path in chapters.find()[1:]]
+
+
+@pytest.mark.parametrize("row", MAP_ROWS)
+def test_the_map_gives_a_chapter_the_time_that_it_gives_itself(row: str) -> None:
+    """A reader who sets an evening aside for what takes three."""
+    found = re.search(r"\(([^)]+)\).*\| (\d+) min \|$", row)
+    assert found, row
+    first_cell = chapters.read(CHAPTER.with_name(found[1]))["cells"][0]["source"]
+    assert re.search(rf"\b{found[2]} minutes", first_cell) or re.search(
+        rf"\b{found[2]} with the exercises", first_cell
+    ), f"{found[1]} does not say {found[2]}"
