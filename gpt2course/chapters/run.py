@@ -122,10 +122,17 @@ def execute(notebook: Notebook, folder: Path, title: str) -> tuple[Notebook, flo
 
 
 def kernel_environment() -> dict[str, str]:
-    """This process's environment, in which this copy of the package is the one that a kernel imports."""
+    """This process's environment, with this copy of the package, and with threads that do not spin while they wait.
+
+    On a few cores that others use too, spinning costs far more than it saves (see scripts/common.sh).
+    """
     root = str(Path(__file__).parents[2])
     inherited = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, inherited] if inherited else [root])}
+    return {
+        "OMP_WAIT_POLICY": "passive",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([root, inherited] if inherited else [root]),
+    }
 
 
 def notebook_of(node: Any) -> Notebook:

@@ -153,7 +153,7 @@ def inputs_and_targets(answer: Callable[..., Any]) -> str:
             explain_shift(x_NT, y_NT, N, T, place)
         same_tensor(x_NT, want_x, f"{place}: inputs")
         same_tensor(y_NT, want_x + 1, f"{place}: targets")
-    return "each token but the first is a target once, and stands one place behind its input"
+    return "each target is the token that follows its input, and no token is a target twice"
 
 
 def explain_shift(x_NT: Tensor, y_NT: Tensor, N: int, T: int, place: str) -> None:

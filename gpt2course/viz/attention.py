@@ -164,7 +164,9 @@ def cost(
     return figure
 
 
-def head_grid(weights_NTS: ArrayLike, titles: Sequence[str], columns: int, marked: Sequence[int] = ()) -> Figure:
+def head_grid(
+    weights_NTS: ArrayLike, titles: Sequence[str], columns: int, marked: Sequence[int] = (), vmax: float = 1.0
+) -> Figure:
     """The weights of many heads as small pictures, brightest where a query looks most; the future is left grey.
 
     Args:
@@ -172,18 +174,19 @@ def head_grid(weights_NTS: ArrayLike, titles: Sequence[str], columns: int, marke
         titles: N of them.
         columns: pictures in a row.
         marked: numbers of the pictures that get a coloured frame.
+        vmax: weight at the bright end of the colours, which the figure names; larger ones are as bright.
     """
     weights = np.array(weights_NTS, dtype=float)
     N, T, _ = weights.shape
     weights[:, ~np.tri(T, dtype=bool)] = np.nan
     n_rows = -(-N // columns)
-    figure, axes = new_figure(n_rows, columns, width=1.35 * columns, height=1.55 * n_rows + 0.1, squeeze=False)
+    figure, axes = new_figure(n_rows, columns, width=1.35 * columns, height=1.55 * n_rows + 0.35, squeeze=False)
     cmap = matplotlib.colormaps[SEQUENTIAL].with_extremes(bad=HIDDEN)
     for i, ax in enumerate(axes.flat):
         if i >= N:
             ax.set_visible(False)
             continue
-        ax.imshow(weights[i], cmap=cmap, vmin=0, vmax=1)
+        ax.imshow(weights[i], cmap=cmap, vmin=0, vmax=vmax)
         ax.set_title(titles[i], fontsize=FONT_SIZE - 1)
         ax.set_xticks([])
         ax.set_yticks([])
@@ -191,6 +194,8 @@ def head_grid(weights_NTS: ArrayLike, titles: Sequence[str], columns: int, marke
             side.set_visible(i in marked)
             side.set_color(COLOURS[1])
             side.set_linewidth(3)
+    more = " and more" if vmax < 1 else ""
+    figure.suptitle(f"weight 0: dark; {vmax:g}{more}: bright; grey: the future", fontsize=FONT_SIZE - 1)
     return figure
 
 

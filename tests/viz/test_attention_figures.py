@@ -151,6 +151,13 @@ def test_head_grid_hides_the_future_and_frames_the_marked() -> None:
         assert ax.spines["left"].get_visible() == (i == 1)
 
 
+def test_head_grid_names_the_bright_end_of_its_colours() -> None:
+    """Small weights made bright, and nobody told that bright no longer means 1."""
+    figure = draw.head_grid(np.full((1, 4, 4), 0.25), ["0.0"], columns=1, vmax=0.3)
+    assert figure.axes[0].images[0].get_clim() == (0, 0.3)
+    assert "0.3 and more" in figure.get_suptitle()
+
+
 def test_scaling_uses_a_logarithmic_axis_only_where_it_must() -> None:
     """A weight between 0 and 1 on a logarithmic axis, where 0.1 looks like half."""
     study = {"variance": {"a": [4.0, 1000.0]}, "weight": {"a": [0.01, 0.9]}}
@@ -181,7 +188,7 @@ FIGURES = {
     ),
     "query": lambda: draw.query_view([*TOKENS, " a longer one"], np.full(7, 0.1), 5, "layer 3, head 2"),
     "query of many": lambda: draw.query_view([" height"] * 24, np.full(24, 0.04), 20, "layer 3, head 2"),
-    "grid": lambda: draw.head_grid(np.ones((9, 5, 5)), [f"11.{i}" for i in range(9)], columns=8),
+    "grid": lambda: draw.head_grid(np.ones((9, 5, 5)), [f"11.{i}" for i in range(9)], columns=8, vmax=0.5),
     "scaling": lambda: draw.scaling([4, 16], {"a": {"x": [1, 99], "y": [1, 2]}, "b": {"x": [0, 1], "y": [1, 0]}}),
     "cost": lambda: draw.cost([4, 8], {"a": [[1, 2], [3, 4]]}, {"a": [1, 2]}, "a machine with a name"),
     "loss": lambda: draw.loss_curves({"A": [3, 2, 1], "B": [3, 1, 0.1]}, {"the same text packed by lzma": 1.1}),
