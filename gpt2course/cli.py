@@ -253,7 +253,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=words,
             config=(FlagCreatePairsOff,),
         )
+        sys.stdout.flush()
         return code
+    except BrokenPipeError:  # the reader, `head` say, has enough; the interpreter's own last flush must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except USER_ERRORS as error:
         print(f"gpt2course: {error}", file=sys.stderr)
         return 2

@@ -108,6 +108,19 @@ def test_ctrl_c_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -
     assert capsys.readouterr().err.strip() == "stopped"
 
 
+@pytest.mark.parametrize("words", [["generate", "import", "--model", "course", "--max-new-tokens", "5"], ["--help"]])
+def test_a_reader_that_has_enough_is_no_error(words: list[str]) -> None:
+    """`gpt2course generate … | head` that ends with "[Errno 32] Broken pipe"."""
+    command = [sys.executable, "-m", "gpt2course", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert "roken" not in said
+    assert "Errno" not in said
+
+
 def test_generate_prints_the_prompt_and_what_the_package_generates(checkpoint: Path, capsys: Capture) -> None:
     """Flags that do not reach the sampler."""
     words = [
