@@ -131,16 +131,18 @@ class GPT(nn.Module):
         else:
             self._check_positions(int(pos_BT.max()) + 1)
 
+        try:
+            tok_BTC = self.wte(idx_BT)
+        except IndexError:
+            raise ValueError(self._id_problem(idx_BT)) from None
+
+        # Only now, when nothing can be refused any more: an error must leave the cache as it was.
         k_pos_BS = pos_BT if cache is None else cache.extend(pos_BT)
         if plain and past == 0 and self.config.window is None:
             mask_B1TS = None
         else:
             mask_B1TS = visible(pos_BT, k_pos_BS, self.config.window)[:, None]
 
-        try:
-            tok_BTC = self.wte(idx_BT)
-        except IndexError:
-            raise ValueError(self._id_problem(idx_BT)) from None
         x_BTC = self.drop(tok_BTC + self.wpe(pos_BT.clamp(min=0)))
         for block in self.h:
             x_BTC = block(x_BTC, mask_B1TS, cache)

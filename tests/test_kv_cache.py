@@ -140,6 +140,18 @@ def test_past_the_position_table_is_an_error_that_changes_nothing() -> None:
     assert cache.length == 16
 
 
+def test_a_refused_token_id_changes_nothing() -> None:
+    """Bug: slots are taken for tokens that were then refused, and every later token stands at a wrong position."""
+    model = GPT(BASE).eval()
+    cache = KVCache(BASE, capacity=8)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, dtype=torch.long), cache=cache)
+        with pytest.raises(ValueError, match="token id 97 is outside the vocabulary"):
+            model(torch.full((1, 2), 97), cache=cache)
+    assert cache.length == 3
+    assert cache.pos_BS.tolist() == [[0, 1, 2, -1, -1, -1, -1, -1]]
+
+
 def test_wrong_sizes_are_refused() -> None:
     """Bug: a cache for one row is broadcast over a batch."""
     with pytest.raises(ValueError, match="made for a batch of 1, these are 2 rows"):

@@ -14,13 +14,11 @@ from matplotlib.path import Path
 from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike
 
-from gpt2course.viz.style import COLOURS, FONT_SIZE, INK, LINESTYLES, PALE, SEQUENTIAL, new_figure
+from gpt2course.viz.style import COLOURS, FONT_SIZE, INK, LINESTYLES, PALE, SEQUENTIAL, ink_on, new_figure
 
 HIDDEN = "#ececec"
 CELL_INCHES = 0.46
 PANEL_GAP = 0.22
-# Relative luminance below which white digits have more contrast than black ones (WCAG 2: (L + 0.05)^2 = 1.05 x 0.05).
-DARK_BELOW = 0.179
 SHOW_TOKEN_FROM = 0.005
 
 
@@ -90,15 +88,13 @@ def draw_matrix(ax: Axes, values: np.ndarray, low: float, top: float, decimals: 
     ax.set_ylim(values.shape[0] - 0.5, -0.5)
     for (row, column), value in np.ndenumerate(values):
         hidden = np.isnan(value)
-        red, green, blue, _ = cmap((value - low) / max(top - low, 1e-9))
-        face = HIDDEN if hidden else (red, green, blue)
+        colour = cmap((value - low) / max(top - low, 1e-9))
+        face = HIDDEN if hidden else colour
         ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=face, edgecolor="white", linewidth=1))
         if hidden:
             ax.plot(column, row, marker="x", color="#9a9a9a", markersize=6)
         elif decimals is not None:
-            bright = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
-            colour = "white" if bright < DARK_BELOW else "black"
-            ax.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", color=colour, fontsize=9)
+            ax.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", color=ink_on(colour), fontsize=9)
 
 
 def scaling(widths: Sequence[int], panels: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from gpt2course.viz.style import COLOURS, FONT_SIZE, INK, LINESTYLES, PALE, SEQUENTIAL, new_figure
+from gpt2course.viz.style import COLOURS, FONT_SIZE, INK, LINESTYLES, PALE, SEQUENTIAL, ink_on, new_figure
 
 STREAM = COLOURS[0]
 NORM, MIX, POINTWISE = "#fff1d6", "#dcebf7", "#dff1e9"
@@ -284,7 +284,7 @@ def logit_lens(
     picture = ax.imshow(probability_PL, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
     for p in range(P):
         for depth in range(L):
-            ink = "white" if probability_PL[p, depth] < 0.55 else "black"
+            ink = ink_on(picture.to_rgba(probability_PL[p, depth]))
             weight = "bold" if right_PL[p, depth] else "normal"
             text = {"fontsize": FONT_SIZE - 1.5, "family": "monospace", "color": ink, "weight": weight}
             ax.text(depth, p, visible(predictions[p][depth]), ha="center", va="center", **text)

@@ -1,7 +1,7 @@
 """Figures of chapter 05: what is in a checkpoint, and where two models part."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
-from gpt2course.viz.style import COLOURS, INK, SEQUENTIAL, new_figure
+from gpt2course.viz.style import COLOURS, SEQUENTIAL, ink_on, new_figure
 
 PARTS = ("ln_1", "attn.c_attn", "attn.weights", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj", "")
 LABELS = ("ln_1", "c_attn", "weights", "c_proj", "ln_2", "mlp.c_fc", "gelu", "mlp.c_proj", "block out")
@@ -43,14 +43,11 @@ def parity_microscope(
     image = ax.imshow(shown, norm=LogNorm(FLOOR, 1e2), cmap=SEQUENTIAL, aspect="auto")
     bar = figure.colorbar(image, ax=ax, label="largest absolute difference")
     bar.ax.axhline(limit, color="white", linewidth=1.5)
-    for text, (row, column) in {
-        "wte": (0, 0),
-        "wpe": (1, 0),
-        "ln_f": (0, n_layer + 1),
-        "logits": (1, n_layer + 1),
-    }.items():
-        light = not np.isnan(grid[row, column]) and shown[row, column] > 1e-3
-        ax.text(column, row, text, ha="center", va="center", fontsize=8, color=INK if light else "white")
+    for name, text in {"wte": "wte", "wpe": "wpe", "ln_f": "ln_f", "lm_head": "logits"}.items():
+        if name in differences:
+            row, column = place[name]
+            ink = ink_on(image.to_rgba(shown[row, column]))
+            ax.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
     if reveal:
         verdict = f"first off at {first}" if first else f"nothing beyond {limit:g}"
         title = f"{title}: {verdict}" if title else verdict
@@ -104,27 +101,4 @@ def impostors(loss_rise: Mapping[str, float], logit_error: Mapping[str, float]) 
     left.axvline(1e-4, color=COLOURS[1], linestyle="--", linewidth=1.5)
     left.text(1.3e-4, -0.62, "parity limit 1e-4", color=COLOURS[1], fontsize=8, va="bottom")
     left.invert_yaxis()
-    return figure
-
-
-def attention_maps(maps: Mapping[str, Sequence[Sequence[float]]], tokens: Sequence[str]) -> Figure:
-    """Attention weights of a few heads side by side, each number written into its square.
-
-    Args:
-        maps: (T, T) weights by title, rows are queries.
-        tokens: T tokens.
-    """
-    figure, axes = new_figure(1, len(maps), width=4.3 * len(maps), height=4.2, squeeze=False)
-    for ax, (title, weights) in zip(axes[0], maps.items(), strict=True):
-        ax.imshow(weights, vmin=0, vmax=1, cmap=SEQUENTIAL)
-        for q, row in enumerate(weights):
-            for k, weight in enumerate(row[: q + 1]):
-                ax.text(
-                    k, q, f"{weight:.2f}", ha="center", va="center", fontsize=8, color=INK if weight > 0.5 else "white"
-                )
-        ax.set_xticks(range(len(tokens)), tokens, rotation=45, ha="right")
-        ax.set_yticks(range(len(tokens)), tokens)
-        ax.set_title(title, fontsize=10)
-        ax.set_xlabel("key")
-    axes[0][0].set_ylabel("query")
     return figure

@@ -59,6 +59,6 @@ def cache_times(contexts: Sequence[int], times: Mapping[str, Sequence[Sequence[f
     ax.set_xticks(contexts, [str(c) for c in contexts])
     ax.set_xlabel("tokens of context")
     ax.set_ylabel("milliseconds a new token")
-    ax.set_title(f"line: median, dots: repeats, on {machine}", fontsize=9, loc="left", color=INK)
+    ax.set_title(f"line: median, dots: repeats, on\n{machine}", fontsize=9, loc="left", color=INK)
     ax.legend(frameon=False)
     return figure

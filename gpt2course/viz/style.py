@@ -22,6 +22,8 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 LINESTYLES: list[Any] = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1))]
 SEQUENTIAL = "cividis"
 DIVERGING = "PuOr"
+# Relative luminance below which white letters have more contrast than black ones (WCAG 2: (L + 0.05)^2 = 1.05 x 0.05).
+DARK_BELOW = 0.179
 
 
 class CourseAxes(Axes):
@@ -55,6 +57,13 @@ def new_figure(
     for ax in np.ravel(np.asarray(axes, dtype=object)):
         tidy(ax)
     return figure, axes
+
+
+def ink_on(colour: tuple[float, ...]) -> str:
+    """White or black, whichever reads better on a colour: red, green, blue from 0 to 1; a fourth number is ignored."""
+    red, green, blue = colour[:3]
+    luminance = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
+    return "white" if luminance < DARK_BELOW else "black"
 
 
 def tidy(ax: Axes) -> None:

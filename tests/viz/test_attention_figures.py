@@ -66,6 +66,8 @@ def test_matrix_crosses_out_what_is_hidden() -> None:
     (ax,) = draw.matrix_panels({"m": [[0.0, math.nan]]}).axes
     zero, hidden = boxes(ax)
     assert to_hex(hidden.get_facecolor()) == draw.HIDDEN != to_hex(zero.get_facecolor())
+    (ax,) = draw.matrix_panels({"head": [[1.0, math.nan], [0.25, 0.75]]}, ["x", "y"]).axes
+    assert [text.get_text() for text in ax.texts] == ["1.00", "0.25", "0.75"]
     assert [line.get_xydata().tolist() for line in ax.lines] == [[[1.0, 0.0]]]
 
 

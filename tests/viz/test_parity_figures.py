@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gpt2course.viz.parity import FLOOR, attention_maps, bytes_by_part, impostors, parity_microscope
+from gpt2course.viz.parity import FLOOR, bytes_by_part, impostors, parity_microscope
 from gpt2course.viz.sampling import cache_times, next_tokens
 
 
@@ -75,9 +75,15 @@ def test_every_repeat_is_a_dot_and_the_line_is_the_median() -> None:
     assert sum(len(dot.get_xdata()) for dot in dots) == 6
 
 
-def test_impostors_and_attention_maps_draw() -> None:
-    """A zero rise on a log axis must not make the figure fail, and only what a query may see is labelled."""
+def test_impostors_draw_a_zero_rise() -> None:
+    """A zero rise on a log axis must not make the figure fail."""
     figure = impostors({"a": 0.0, "b": 1.0}, {"a": 0.01, "b": 2.0})
     assert [text.get_text() for text in figure.axes[1].texts] == ["0", "1"]
-    figure = attention_maps({"head": [[1.0, 0.0], [0.25, 0.75]]}, ["x", "y"])
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1.00", "0.25", "0.75"]
+
+
+def test_a_step_that_is_missing_has_no_label() -> None:
+    """White letters on the white of a square that holds nothing."""
+    differences = dict.fromkeys(names(2), 0.0)
+    del differences["wpe"]
+    texts = [text.get_text() for text in parity_microscope(differences, n_layer=2).axes[0].texts]
+    assert texts == ["wte", "ln_f", "logits"]
