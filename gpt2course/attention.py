@@ -9,8 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2course.config import GPTConfig
+from gpt2course import flex
+from gpt2course.blocked import blocked_attention
+from gpt2course.config import BACKENDS, GPTConfig
 from gpt2course.kv_cache import KVCache
+from gpt2course.masks import Causal
+from gpt2course.rope import Rotation, rotate
+
+Mask = Tensor | Causal | None
+CAUSAL = Causal()
 
 
 def attention_weights(q_BHTD: Tensor, k_BGSD: Tensor, mask_TS: Tensor | None) -> Tensor:
@@ -47,51 +54,81 @@ def attend_reference(
     return weights_BHTS @ v_BHSD
 
 
+def choose(q_BHTD: Tensor, mask: Mask, backend: str = "auto", dropout: float = 0.0) -> str:
+    """Which path computes this: "reference", "sdpa", "blocked" or "flex". The one place that decides.
+
+    Only a window over a whole sequence longer than it leaves anything to skip. Everything else, padding and passes
+    after a cached past among it, goes to torch's fused kernel, whatever faster path was asked for.
+
+    Raises:
+        ValueError: for an unknown backend, or one that can't compute this here, with the reason.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"attention backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
+    if backend == "reference":
+        return backend
+    T = q_BHTD.shape[2]
+    if backend == "sdpa" or not isinstance(mask, Causal) or mask.window is None or mask.window >= T:
+        return "sdpa"
+    problem = flex.why_not(q_BHTD.device, q_BHTD.dtype, dropout, q_BHTD.shape[-1])
+    if backend == "flex" and problem:
+        raise ValueError(f"attention backend 'flex' can't be used here: {problem}; use auto or blocked")
+    if backend == "auto":
+        return "flex" if problem is None else "blocked"
+    return backend
+
+
 def attend(
     q_BHTD: Tensor,
     k_BGSD: Tensor,
     v_BGSD: Tensor,
-    mask_TS: Tensor | None,
+    mask: Mask,
     backend: str = "auto",
     dropout: float = 0.0,
 ) -> Tensor:
-    """The one place that chooses how attention is computed.
+    """Attention by the path that `choose` names.
 
     Args:
         q_BHTD, k_BGSD, v_BGSD: queries, keys, values; G divides H.
-        mask_TS: bool, broadcastable to (B, H, T, S), True where visible. None means plain causal attention over T = S
-            keys, which the fused kernel knows without being shown a mask.
-        backend: "reference" by hand, "sdpa" torch's fused kernel, "auto" (sdpa).
+        mask: bool, broadcastable to (B, H, T, S), True where visible; `Causal`, for as many queries as keys at the same
+            positions; or None where every query sees every key.
+        backend: "reference", "sdpa", "blocked", "flex" or "auto".
         dropout: probability of dropping a weight.
 
     Returns:
         (B, H, T, D).
 
     Raises:
-        ValueError: for another backend, or if mask is None and T differs from S.
+        ValueError: as `choose`, or if mask is `Causal` and T differs from S.
     """
-    T, S = q_BHTD.shape[2], k_BGSD.shape[2]
-    if mask_TS is None and T != S:
-        raise ValueError(f"causal attention without a mask needs as many queries as keys, not {T} and {S}")
-    if backend == "reference":
-        if mask_TS is None:
-            mask_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTD.device).tril()
+    (B, H, T, D), (G, S) = q_BHTD.shape, k_BGSD.shape[1:3]
+    if isinstance(mask, Causal) and T != S:
+        raise ValueError(f"causal attention over whole sequences needs as many queries as keys, not {T} and {S}")
+    path = choose(q_BHTD, mask, backend, dropout)
+    if isinstance(mask, Causal):
+        if path == "blocked":
+            assert mask.window is not None
+            return blocked_attention(q_BHTD, k_BGSD, v_BGSD, mask.window, mask.sinks, dropout)
+        if path == "flex":
+            return flex.flex_window(q_BHTD, k_BGSD, v_BGSD, mask)
+        is_causal = path == "sdpa" and (mask.window is None or mask.window >= T)
+        mask_TS = None if is_causal else mask.mask(T, q_BHTD.device)
+    else:
+        is_causal, mask_TS = False, mask
+    if path == "reference":
         return attend_reference(q_BHTD, k_BGSD, v_BGSD, mask_TS, dropout)
-    if backend not in ("auto", "sdpa"):
-        raise ValueError(f"attention backend {backend!r} is unknown; use auto, reference or sdpa")
+    if T == 1 and H != G and (mask_TS is None or mask_TS.ndim < 3 or mask_TS.shape[-3] == 1):
+        # Decoding reads every key to do little with it. The query heads of a group become the queries of one head, so
+        # that each key is read once for all of them, and not once for each.
+        folded_BGRD = q_BHTD.reshape(B, G, H // G, D)
+        return F.scaled_dot_product_attention(folded_BGRD, k_BGSD, v_BGSD, mask_TS, dropout).reshape(B, H, 1, D)
     return F.scaled_dot_product_attention(
-        q_BHTD,
-        k_BGSD,
-        v_BGSD,
-        attn_mask=mask_TS,
-        dropout_p=dropout,
-        is_causal=mask_TS is None,
-        enable_gqa=q_BHTD.shape[1] != k_BGSD.shape[1],
+        q_BHTD, k_BGSD, v_BGSD, attn_mask=mask_TS, dropout_p=dropout, is_causal=is_causal, enable_gqa=H != G
     )
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention; with n_kv_head < n_head grouped-query, with a window sliding.
+    """Multi-head causal self-attention; with n_kv_head < n_head grouped-query, with a window sliding, with rope turned.
 
     `c_attn` makes queries, keys and values in one product: (H + 2 G) x D outputs, in that order, as GPT-2 stores them.
     """
@@ -115,18 +152,28 @@ class Attention(nn.Module):
             v.view(B, T, G, D).transpose(1, 2),
         )
 
-    def forward(self, x_BTC: Tensor, mask_TS: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def rotated_qkv(self, x_BTC: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """As `qkv`, with queries and keys turned to their positions; None turns nothing."""
+        q_BHTD, k_BGTD, v_BGTD = self.qkv(x_BTC)
+        if rotation is not None:
+            q_BHTD, k_BGTD = (rotate(x, rotation.cos, rotation.sin, rotation.layout) for x in (q_BHTD, k_BGTD))
+        return q_BHTD, k_BGTD, v_BGTD
+
+    def forward(
+        self, x_BTC: Tensor, mask: Mask = CAUSAL, rotation: Rotation | None = None, cache: KVCache | None = None
+    ) -> Tensor:
         """Mix information between positions. (B, T, C) to (B, T, C).
 
         Args:
             x_BTC: the normalised residual stream.
-            mask_TS: bool, broadcastable to (B, H, T, S); None means causal over these T positions.
+            mask: as in `attend`; by default causal over these T positions.
+            rotation: of these T positions; keys are turned before they are cached.
             cache: keys and values of the past, extended in place; its `extend` must have been called for this pass.
         """
-        q_BHTD, k_BGSD, v_BGSD = self.qkv(x_BTC)
+        q_BHTD, k_BGSD, v_BGSD = self.rotated_qkv(x_BTC, rotation)
         if cache is not None:
             k_BGSD, v_BGSD = cache.store(self.layer, k_BGSD, v_BGSD)
         dropout = self.config.dropout if self.training else 0.0
-        y_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, mask_TS, self.config.attention_backend, dropout)
+        y_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, mask, self.config.attention_backend, dropout)
         y_BTC = y_BHTD.transpose(1, 2).reshape(x_BTC.shape)
         return self.resid_dropout(self.c_proj(y_BTC))

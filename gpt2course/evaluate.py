@@ -61,7 +61,7 @@ def evaluate_loss(
     Args:
         model: on any device; dropout is off meanwhile.
         tokens: (N,) token ids, such as a uint16 memmap, N >= 2. Only a batch at a time is read.
-        block_size: T, the window in tokens; defaults to the model's.
+        block_size: T, the window in tokens; defaults to the model's. Longer only with rotary positions.
         batch_size: windows at a time; changes speed and memory, not the result.
         max_tokens: predict at most so many tokens, from the start.
         n_bytes: length in bytes of the text the predicted tokens stand for; asks for bits per byte.
@@ -77,7 +77,7 @@ def evaluate_loss(
         problems.append(f"tokens are of type {tokens.dtype}; token ids are whole numbers, such as int64 or uint16")
     if tokens.ndim != 1 or len(tokens) < 2:
         problems.append(f"tokens has shape {tuple(tokens.shape)}; it must be one row of at least 2 tokens")
-    if not 1 <= T <= model.config.block_size:
+    if T < 1 or (model.config.block_size < T and model.config.pos == "learned"):
         problems.append(f"block_size is {T}; it must lie between 1 and the model's {model.config.block_size}")
     if batch_size < 1:
         problems.append(f"batch_size is {batch_size}; it must be at least 1")

@@ -49,7 +49,8 @@ class GenerateOptions:
     seed: int | None = None
     """row i of a batch draws with seed + i; None is different every time"""
     context: str = "error"
-    """past block_size: "error" refuses before it starts, "slide" forgets the oldest tokens"""
+    """past block_size: "error" refuses before it starts, unless positions are rotary, which have no end; "slide"
+    forgets the oldest tokens"""
     use_cache: bool = True
     """keep keys and values instead of computing the whole context for every token"""
     progress: bool = False
@@ -166,7 +167,8 @@ def generate(
         one Completion a prompt, in order.
 
     Raises:
-        ValueError: for an empty prompt, a token id outside the vocabulary, or more tokens than block_size allows.
+        ValueError: for an empty prompt, a token id outside the vocabulary, or more tokens than a learned position table
+            has rows.
     """
     options, tokenizer = options or GenerateOptions(), tokenizer or get_tokenizer()
     texts: list[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -230,11 +232,13 @@ class _Decoder:
         # The last token drawn is never fed, hence the 1.
         needed = max(map(len, rows)) + options.max_new_tokens - 1
         if options.context == "error" and needed > block:
-            raise ValueError(
-                f"{needed} positions are needed (the longest prompt has {max(map(len, rows))} tokens, then "
-                f"{options.max_new_tokens} new ones), but block_size is {block}; "
-                'shorten the prompt or max_new_tokens, or let the context slide with context="slide"'
-            )
+            if model.config.pos == "learned":
+                raise ValueError(
+                    f"{needed} positions are needed (the longest prompt has {max(map(len, rows))} tokens, then "
+                    f"{options.max_new_tokens} new ones), but block_size is {block}: the learned table has no row for "
+                    'more; shorten the prompt or max_new_tokens, or let the context slide with context="slide"'
+                )
+            block = needed  # rotary positions have no table that ends
         self.model, self.options, self.n_vocab = model, options, n_vocab
         self.device = model.wte.weight.device
         # At a slide a quarter of the context is forgotten at once, not one token. Learned positions belong to the place
@@ -264,10 +268,9 @@ class _Decoder:
         return drawn
 
     def _next_logits(self) -> Tensor:
-        pos_BT: Tensor | None
+        pos_BT: Tensor | None = None
         if self.cache is not None:
             idx_BT = self._tensor([row[-1:] for row in self.contexts])
-            pos_BT = self._tensor([[len(row) - 1] for row in self.contexts])
         else:
             lengths = [len(row) for row in self.contexts]
             T = max(lengths)

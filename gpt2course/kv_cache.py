@@ -1,6 +1,9 @@
 """Keys and values of the past, kept so that decoding need not compute them again. Made outside the model.
 
-Legend: B batch, T new positions, S stored positions, G key/value heads, D head width.
+A layer that sees all of the past keeps every position. A layer with a window keeps a ring: position p lies in slot
+p mod window, over the one that has just gone out of sight, so its memory does not grow with the text.
+
+Legend: B batch, T new positions, S stored positions, G key/value heads, D head width, N slots of a layer.
 """
 
 import torch
@@ -9,15 +12,28 @@ from torch import Tensor
 from gpt2course.config import GPTConfig
 
 
-class KVCache:
-    """A full cache: room for `capacity` positions in every layer.
+def layer_slots(config: GPTConfig, layer: int, capacity: int | None = None) -> int:
+    """How many positions the cache keeps in one layer: window + sinks, or, without a window, `capacity`."""
+    window = config.layer_window(layer)
+    return (config.block_size if capacity is None else capacity) if window is None else window + config.sinks
 
-    Memory: 2 (keys and values) x n_layer x B x n_kv_head x capacity x head_dim elements.
+
+def cache_bytes(config: GPTConfig, batch_size: int = 1, capacity: int | None = None, bytes_per_number: int = 4) -> int:
+    """Bytes of a cache: 2 (keys and values) x B x n_kv_head x head_dim x bytes a number x slots of all layers."""
+    slots = sum(layer_slots(config, layer, capacity) for layer in range(config.n_layer))
+    return 2 * batch_size * config.kv_heads * config.head_dim * bytes_per_number * slots
+
+
+class KVCache:
+    """The cache of one batch, a full one or a ring for each layer, as the config's window says.
+
+    Use: `extend` once a pass, before any layer runs; `key_positions` says where the keys are that each layer's `store`
+    will give.
 
     Attributes:
-        k_LBGSD, v_LBGSD: the stored keys and values.
-        pos_BS: (B, capacity) absolute position of each slot, -1 for empty or padding.
-        length: how many slots are in use.
+        k, v: a (B, G, N, D) tensor for each layer.
+        length: how many positions have been fed, padding included.
+        plain: whether every row has the positions 0, 1, 2 … so far, without padding.
     """
 
     def __init__(
@@ -28,48 +44,146 @@ class KVCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """Make an empty cache.
+
+        Args:
+            config: of the model.
+            batch_size: B.
+            capacity: most positions that can be fed; by default block_size. Where every layer has a window the cache
+                never fills up, and capacity means nothing.
+            device, dtype: as the keys are.
+        """
         self.capacity = config.block_size if capacity is None else capacity
         if self.capacity < 1 or batch_size < 1:
             raise ValueError(f"capacity {self.capacity} and batch_size {batch_size} must each be at least 1")
-        shape = (config.n_layer, batch_size, config.kv_heads, self.capacity, config.head_dim)
-        self.k_LBGSD = torch.zeros(shape, device=device, dtype=dtype)
-        self.v_LBGSD = torch.zeros(shape, device=device, dtype=dtype)
-        self.pos_BS = torch.full((batch_size, self.capacity), -1, dtype=torch.long, device=device)
-        self.length = 0
+        self.rings = [config.layer_window(layer) is not None for layer in range(config.n_layer)]
+        shapes = [
+            (batch_size, config.kv_heads, layer_slots(config, layer, self.capacity), config.head_dim)
+            for layer in range(config.n_layer)
+        ]
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for shape in shapes]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for shape in shapes]
+        self.length, self.plain = 0, True
+        self._last_B1 = torch.full((batch_size, 1), -1, device=device)
+        self._full = None if all(self.rings) else _Full(batch_size, self.capacity, device)
+        self._ring = (
+            _Ring(batch_size, config.window, config.sinks, device) if config.window and any(self.rings) else None
+        )
 
     @property
     def nbytes(self) -> int:
         """Bytes held by keys and values."""
-        return self.k_LBGSD.nbytes + self.v_LBGSD.nbytes
+        return sum(x.nbytes for x in [*self.k, *self.v])
 
-    def extend(self, pos_BT: Tensor) -> Tensor:
+    def check_batch(self, B: int) -> None:
+        """Raises ValueError if the cache was made for another number of rows."""
+        if self._last_B1.shape[0] != B:
+            raise ValueError(f"the cache was made for a batch of {self._last_B1.shape[0]}, these are {B} rows")
+
+    def next_positions(self, T: int) -> Tensor:
+        """(B, T) the positions that follow each row's last one."""
+        return self._last_B1 + 1 + torch.arange(T, device=self._last_B1.device)
+
+    def extend(self, pos_BT: Tensor, plain: bool = False) -> None:
         """Reserve slots for T new positions, once per forward pass and before any layer runs.
 
-        Returns:
-            (B, length) positions of every key in use, the new ones included.
+        Args:
+            pos_BT: ascending by one in each row; -1 is padding, at the start of a row only.
+            plain: the caller knows that no row has padding and all go on from `length`. A GPU need not be asked then.
 
         Raises:
-            ValueError: if the batch differs, or the cache would overflow.
+            ValueError: if the batch differs, or a full layer's cache would overflow; the cache is as it was.
         """
         B, T = pos_BT.shape
-        if self.pos_BS.shape[0] != B:
-            raise ValueError(f"the cache was made for a batch of {self.pos_BS.shape[0]}, these are {B} rows")
-        if self.length + T > self.capacity:
+        self.check_batch(B)
+        if self._full and self.length + T > self.capacity:
             raise ValueError(
                 f"the cache holds {self.capacity} positions, {self.length} are used and {T} more do not fit; "
                 "make it with a larger capacity"
             )
-        self.pos_BS[:, self.length : self.length + T] = pos_BT
+        self.plain = self.plain and plain
+        for slots in (self._full, self._ring):
+            if slots:
+                slots.extend(pos_BT, self.length, self.plain)
         self.length += T
-        return self.pos_BS[:, : self.length]
+        if T:
+            self._last_B1 = pos_BT[:, -1:]
+
+    def key_positions(self, layer: int) -> Tensor:
+        """(B, S) positions of the keys that `store` gives in this pass; -1 where there is none."""
+        slots = self._ring if self.rings[layer] else self._full
+        assert slots is not None
+        return slots.seen_BS
 
     def store(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> tuple[Tensor, Tensor]:
         """Write one layer's new keys and values into the slots `extend` reserved.
 
         Returns:
-            all keys and all values so far, each (B, G, length, D).
+            the keys and the values to attend over, each (B, G, S, D), the new ones among them.
         """
-        start = self.length - k_BGTD.shape[2]
-        self.k_LBGSD[layer, :, :, start : self.length] = k_BGTD
-        self.v_LBGSD[layer, :, :, start : self.length] = v_BGTD
-        return self.k_LBGSD[layer, :, :, : self.length], self.v_LBGSD[layer, :, :, : self.length]
+        slots = self._ring if self.rings[layer] else self._full
+        assert slots is not None
+        return slots.store(self.k[layer], k_BGTD), slots.store(self.v[layer], v_BGTD)
+
+
+class _Full:
+    """Slots of the layers that keep every position: column after column."""
+
+    def __init__(self, batch_size: int, capacity: int, device: torch.device | str | None) -> None:
+        self.pos_BN = torch.full((batch_size, capacity), -1, dtype=torch.long, device=device)
+        self.new = slice(0, 0)
+
+    @property
+    def seen_BS(self) -> Tensor:
+        return self.pos_BN[:, : self.new.stop]
+
+    def extend(self, pos_BT: Tensor, length: int, plain: bool) -> None:
+        self.new = slice(length, length + pos_BT.shape[1])
+        self.pos_BN[:, self.new] = pos_BT
+
+    def store(self, kept_BGND: Tensor, new_BGTD: Tensor) -> Tensor:
+        kept_BGND[:, :, self.new] = new_BGTD
+        return kept_BGND[:, :, : self.new.stop]
+
+
+class _Ring:
+    """Slots of the layers with a window: the sinks' first, then position p in slot sinks + (p - sinks) mod window.
+
+    Several new positions at once see each other and the old ring, so the keys to attend over are old and new together,
+    and the ring is written after: overwriting first would take keys from the chunk's first queries.
+    """
+
+    def __init__(self, batch_size: int, window: int, sinks: int, device: torch.device | str | None) -> None:
+        self.window, self.sinks = window, sinks
+        self.pos_BN = torch.full((batch_size, window + sinks), -1, dtype=torch.long, device=device)
+        self.seen_BS = self.pos_BN[:, :0]
+        self.one: int | None = None
+        self.first = False
+
+    def extend(self, pos_BT: Tensor, length: int, plain: bool) -> None:
+        N, T = self.pos_BN.shape[1], pos_BT.shape[1]
+        self.first = length == 0
+        if plain and T == 1 and not self.first:
+            # A single new position takes the slot of the one that it puts out of sight, so nothing needs to be copied.
+            self.one = length if length < self.sinks else self.sinks + (length - self.sinks) % self.window
+            self.pos_BN[:, self.one] = pos_BT[:, 0]
+            self.seen_BS = self.pos_BN[:, : length + 1]
+            return
+        self.one = None
+        ringed_BT = self.sinks + (pos_BT - self.sinks) % self.window
+        slot_BT = torch.where(pos_BT < self.sinks, pos_BT.clamp(min=0), ringed_BT)
+        place_BT = torch.where(pos_BT >= 0, N + torch.arange(T, device=pos_BT.device), -1)
+        kept_BN = torch.arange(N, device=pos_BT.device).repeat(len(pos_BT), 1)
+        # For each slot the place, in the row of old slots and new positions, of what it holds next: the latest wins.
+        self.source_BN = kept_BN.scatter_reduce(1, slot_BT, place_BT, "amax")
+        every_BS = torch.cat([self.pos_BN, pos_BT], dim=1)
+        self.seen_BS = pos_BT if self.first else every_BS
+        self.pos_BN = every_BS.gather(1, self.source_BN)
+
+    def store(self, kept_BGND: Tensor, new_BGTD: Tensor) -> Tensor:
+        if self.one is not None:
+            kept_BGND[:, :, self.one] = new_BGTD[:, :, 0]
+            return kept_BGND[:, :, : self.seen_BS.shape[1]]
+        every_BGSD = torch.cat([kept_BGND, new_BGTD], dim=2)
+        kept_BGND.copy_(every_BGSD.gather(2, self.source_BN[:, None, :, None].expand_as(kept_BGND)))
+        return new_BGTD if self.first else every_BGSD

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt2course.attention import Attention
+from gpt2course.attention import CAUSAL, Attention, Mask
 from gpt2course.config import GPTConfig
 from gpt2course.kv_cache import KVCache
 from gpt2course.loss import IGNORE, chunked_cross_entropy
-from gpt2course.masks import visible
+from gpt2course.masks import Causal, visible
+from gpt2course.rope import Rotation, angles
 
 INIT_STD = 0.02
 
@@ -53,22 +54,26 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x_BTC: Tensor, mask_TS: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), mask_TS, cache)
+    def forward(
+        self, x_BTC: Tensor, mask: Mask = CAUSAL, rotation: Rotation | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), mask, rotation, cache)
         return x_BTC + self.mlp(self.ln_2(x_BTC))
 
 
 class GPT(nn.Module):
-    """GPT-2 (Radford et al. 2019). The names of the parameters are the published checkpoint's.
+    """GPT-2 (Radford et al. 2019), with the changes that the config names. Parameters have the published names.
 
-    The head has no weight of its own: it is the token embedding, `lm_head.weight is wte.weight`.
+    With rotary positions there is no `wpe`. The head has no weight of its own: it is the token embedding,
+    `lm_head.weight is wte.weight`.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        if config.pos == "learned":
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps, bias=config.bias)
@@ -117,35 +122,43 @@ class GPT(nn.Module):
             cache: keys and values of the past; extended in place.
 
         Raises:
-            ValueError: if a position lies outside the learned table; on a CPU also for a token id outside the
-                vocabulary (a GPU, which would have to be waited for, stops with an assert of its own).
+            ValueError: if a position lies outside the learned table (rotary positions have no end); on a CPU also for
+                a token id outside the vocabulary (a GPU, which would have to be waited for, stops with its own assert).
         """
         B, T = idx_BT.shape
+        if cache is not None:
+            cache.check_batch(B)
         past = 0 if cache is None else cache.length
-        plain = pos_BT is None
+        plain = pos_BT is None and (cache is None or cache.plain)
         if pos_BT is None:
-            self._check_positions(past + T)
-            pos_BT = torch.arange(past, past + T, device=idx_BT.device).expand(B, T)
+            pos_BT = torch.arange(T, device=idx_BT.device).expand(B, T) if cache is None else cache.next_positions(T)
         elif pos_BT.shape != idx_BT.shape:
             raise ValueError(f"positions {tuple(pos_BT.shape)} and token ids {tuple(idx_BT.shape)} differ in shape")
-        else:
-            self._check_positions(int(pos_BT.max()) + 1)
+        if self.config.pos == "learned":
+            self._check_positions(past + T if plain else int(pos_BT.max()) + 1)
 
         try:
-            tok_BTC = self.wte(idx_BT)
+            x_BTC = self.wte(idx_BT)
         except IndexError:
             raise ValueError(self._id_problem(idx_BT)) from None
 
         # Only now, when nothing can be refused any more: an error must leave the cache as it was.
-        k_pos_BS = pos_BT if cache is None else cache.extend(pos_BT)
-        if plain and past == 0 and self.config.window is None:
-            mask_B1TS = None
+        if cache is not None:
+            cache.extend(pos_BT, plain)
+        rotation = None
+        if self.config.pos == "learned":
+            x_BTC = x_BTC + self.wpe(pos_BT.clamp(min=0))
         else:
-            mask_B1TS = visible(pos_BT, k_pos_BS, self.config.window)[:, None]
-
-        x_BTC = self.drop(tok_BTC + self.wpe(pos_BT.clamp(min=0)))
-        for block in self.h:
-            x_BTC = block(x_BTC, mask_B1TS, cache)
+            # Without padding all rows have the same positions, so one row's angles do.
+            rotation = angles(pos_BT[:1, None] if plain else pos_BT[:, None], self.config, x_BTC.dtype)
+        masks: dict[int | None, Mask] = {}
+        x_BTC = self.drop(x_BTC)
+        for layer, block in enumerate(self.h):
+            window = self.config.layer_window(layer)
+            if window not in masks:
+                k_pos_BS = pos_BT if cache is None else cache.key_positions(layer)
+                masks[window] = self._mask(pos_BT, k_pos_BS, window, plain, past)
+            x_BTC = block(x_BTC, masks[window], rotation, cache)
         out: Tensor = self.ln_f(x_BTC)
         return out
 
@@ -186,6 +199,14 @@ class GPT(nn.Module):
         total = chunked_cross_entropy(h_BTC.reshape(-1, h_BTC.shape[-1]), self.lm_head.weight, targets_N)
         return total / (targets_N != IGNORE).sum().clamp(min=1) if reduction == "mean" else total
 
+    def _mask(self, pos_BT: Tensor, k_pos_BS: Tensor, window: int | None, plain: bool, past: int) -> Mask:
+        """What the queries of this pass see in layers of one window."""
+        if plain and past == 0:
+            return Causal(window, self.config.sinks if window else 0)
+        if plain and pos_BT.shape[1] == 1:
+            return None  # a single new position sees all that a cache keeps: the past, or the window
+        return visible(pos_BT, k_pos_BS, window, self.config.sinks)[:, None]
+
     def _id_problem(self, idx_BT: Tensor) -> str:
         V = self.config.vocab_size
         outside = idx_BT[(idx_BT < 0) | (idx_BT >= V)]
@@ -197,6 +218,6 @@ class GPT(nn.Module):
     def _check_positions(self, needed: int) -> None:
         if needed > self.config.block_size:
             raise ValueError(
-                f"{needed} positions, but the learned table has block_size {self.config.block_size}; "
-                "shorten the input, or let generation slide its context"
+                f"{needed} positions, but the learned table has block_size {self.config.block_size} rows and none for "
+                "the others; shorten the input, let generation slide its context, or use pos='rope', which has no table"
             )

@@ -31,7 +31,7 @@ __all__ = ["MAPPING", "CheckpointError", "course_checkpoint", "load_checkpoint",
 
 COURSE = Path(__file__).parent / "assets" / "course"
 # Fields that leave every tensor as it is; another n_head only cuts the same width into other heads.
-CHANGEABLE = ("n_head", "dropout", "attention_backend", "window", "layer_norm_eps")
+CHANGEABLE = ("n_head", "dropout", "attention_backend", "window", "window_pattern", "sinks", "layer_norm_eps")
 
 
 def locate(source: str | Path) -> tuple[Path | None, Path]:
@@ -109,7 +109,7 @@ def load_checkpoint(
             file of yours is not hashed; its tensors must be exactly those of its config.
         device, dtype: where the weights go and as what.
         changes: config fields that leave the weights as they are: n_head, dropout, attention_backend, window,
-            layer_norm_eps.
+            window_pattern, sinks, layer_norm_eps.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gpt2course.attention import Attention, attention_weights
 from gpt2course.evaluate import evaluating
+from gpt2course.masks import Causal
 from gpt2course.model import GPT
 
 WEIGHTS = "weights"
@@ -26,11 +27,11 @@ def trace(model: GPT, idx_BT: Tensor, pos_BT: Tensor | None = None) -> dict[str,
         pos_BT: (B, T) absolute positions, -1 on left padding; by default 0, 1, 2 …
 
     Returns:
-        results by name, in the order they were computed: `wte`, `wpe`, then for each block i `h.i.ln_1`,
-        `h.i.attn.c_attn`, `h.i.attn.weights`, `h.i.attn.c_proj`, `h.i.attn` (what attention adds), `h.i.ln_2`,
-        `h.i.mlp.c_fc`, `h.i.mlp.act`, `h.i.mlp.c_proj`, `h.i.mlp` (what the MLP adds), `h.i` (the residual stream after
-        the block), and at the end `ln_f` and `lm_head`, the logits (B, T, V). `h.i.attn.weights` is (B, H, T, S),
-        worked out again by hand from the queries and keys, as the fused kernel never shows them.
+        results by name, in the order they were computed: `wte`, `wpe` (not with rotary positions), then for each block
+        i `h.i.ln_1`, `h.i.attn.c_attn`, `h.i.attn.weights`, `h.i.attn.c_proj`, `h.i.attn` (what attention adds),
+        `h.i.ln_2`, `h.i.mlp.c_fc`, `h.i.mlp.act`, `h.i.mlp.c_proj`, `h.i.mlp` (what the MLP adds), `h.i` (the residual
+        stream after the block), and at the end `ln_f` and `lm_head`, the logits (B, T, V). `h.i.attn.weights` is
+        (B, H, T, S), worked out again by hand from the queries and keys, as the fused kernel never shows them.
     """
     found: dict[str, Tensor] = {}
     handles = []
@@ -43,12 +44,10 @@ def trace(model: GPT, idx_BT: Tensor, pos_BT: Tensor | None = None) -> dict[str,
 
     def keep_weights(name: str) -> Any:
         def hook(attention: Attention, args: tuple[Any, ...]) -> None:
-            x_BTC, mask_B1TS = args[0], args[1]
-            q_BHTD, k_BGSD, _ = attention.qkv(x_BTC)
-            if mask_B1TS is None:
-                T = x_BTC.shape[1]
-                mask_B1TS = torch.ones(T, T, dtype=torch.bool, device=x_BTC.device).tril()
-            found[f"{name}.{WEIGHTS}"] = attention_weights(q_BHTD, k_BGSD, mask_B1TS)
+            x_BTC, mask, rotation = args[:3]
+            q_BHTD, k_BGSD, _ = attention.rotated_qkv(x_BTC, rotation)
+            mask_TS = mask.mask(x_BTC.shape[1], x_BTC.device) if isinstance(mask, Causal) else mask
+            found[f"{name}.{WEIGHTS}"] = attention_weights(q_BHTD, k_BGSD, mask_TS)
 
         return hook
 

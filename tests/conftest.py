@@ -23,6 +23,29 @@ settings.load_profile("gpt2course")
 torch.set_num_threads(1)
 
 
+WORST = pytest.StashKey[dict[str, tuple[float, int]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[WORST] = {}
+
+
+@pytest.fixture(scope="session")
+def worst(pytestconfig: pytest.Config) -> Callable[[str, float], None]:
+    """`worst(name, error)` keeps the largest error of each name, and the last lines of the run print them."""
+
+    def note(name: str, error: float) -> None:
+        largest, count = pytestconfig.stash[WORST].get(name, (0.0, 0))
+        pytestconfig.stash[WORST][name] = max(largest, error), count + 1
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for name, (error, count) in sorted(config.stash[WORST].items()):
+        terminalreporter.write_line(f"worst error of {count:,} cases, {name}: {error:.1e}")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gpt2course import GPT, GPTConfig
-from gpt2course.attention import Attention, attend, attend_reference, attention_weights
-from gpt2course.masks import left_padded_positions, visible
+from gpt2course.attention import Attention, attend, attend_reference, attention_weights, choose
+from gpt2course.masks import Causal, left_padded_positions, visible
 
 BACKENDS = ("reference", "sdpa")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -24,7 +24,7 @@ def qkv(B: int, T: int, S: int, H: int, G: int, D: int, dtype: torch.dtype) -> t
 
 
 def value_and_gradients(
-    inputs: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, backend: str
+    inputs: tuple[Tensor, Tensor, Tensor], mask: Tensor | Causal | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y_BHTD = attend(*inputs, mask, backend)
     pull = torch.linspace(-1.0, 1.0, y_BHTD.numel(), dtype=y_BHTD.dtype).view(y_BHTD.shape)
@@ -61,13 +61,6 @@ def test_attention_is_its_definition(backend: str) -> None:
     assert_is_the_definition(backend)
 
 
-def test_repeat_for_repeat_interleave_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bug: head h reads key head h % G. The shapes agree, and with G = 1 or G = H the numbers do too."""
-    monkeypatch.setattr(Tensor, "repeat_interleave", lambda x, n, dim: x.repeat(1, n, 1, 1))
-    with pytest.raises(AssertionError):
-        assert_is_the_definition("reference")
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 3, 9, 40])
@@ -87,16 +80,41 @@ def test_the_fused_path_equals_the_hand_written_one(
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("mask", [Causal(), Causal(3), Causal(9), Causal(3, 2)], ids=str)
 @pytest.mark.parametrize("G", [4, 2, 1])
-def test_no_mask_means_causal_on_both_paths(G: int, dtype: torch.dtype) -> None:
-    """Bug: mask None is full attention on one path and causal on the other."""
+def test_a_mask_that_is_only_named_is_the_mask(G: int, mask: Causal, dtype: torch.dtype) -> None:
+    """Bug: `Causal` is one mask on one path and another on the next, such as a kernel's own that is not asked for."""
     T = 9
     inputs = qkv(2, T, T, 4, G, 8, dtype)
-    causal = visible(torch.arange(T), torch.arange(T))
-    wanted = value_and_gradients(inputs, causal, "reference")
+    wanted = value_and_gradients(inputs, mask.mask(T), "reference")
+    for backend in (*BACKENDS, "auto"):
+        for a, b in zip(value_and_gradients(inputs, mask, backend), wanted, strict=True):
+            assert (a - b).abs().max() < TOLERANCE[dtype], backend
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.parametrize("G", [4, 2, 1])
+def test_no_mask_hides_nothing(G: int, T: int, dtype: torch.dtype) -> None:
+    """Bug: no mask means causal on one path, and a decoded token, alone with its past, sees the first key only."""
+    inputs = qkv(2, T, 7, 4, G, 8, dtype)
+    wanted = value_and_gradients(inputs, torch.ones(T, 7, dtype=torch.bool), "reference")
     for backend in (*BACKENDS, "auto"):
         for a, b in zip(value_and_gradients(inputs, None, backend), wanted, strict=True):
-            assert (a - b).abs().max() < TOLERANCE[dtype]
+            assert (a - b).abs().max() < TOLERANCE[dtype], backend
+
+
+MASK_SHAPES = [(1, 7), (1, 1, 7), (4, 1, 7), (3, 1, 1, 7), (1, 4, 1, 7), (3, 4, 1, 7)]
+
+
+@pytest.mark.parametrize("shape", MASK_SHAPES, ids=str)
+@pytest.mark.parametrize("G", [4, 2, 1])
+def test_one_query_with_any_mask(G: int, shape: tuple[int, ...]) -> None:
+    """Bug: decoding folds the heads of a group into one, and a mask of its own for each head is lost or refused."""
+    inputs = qkv(3, 1, 7, 4, G, 8, torch.float64)
+    mask = torch.rand(shape) < 0.6
+    for a, b in zip(*(value_and_gradients(inputs, mask, backend) for backend in BACKENDS), strict=True):
+        assert (a - b).abs().max() < 1e-12
 
 
 @given(data=st.data())
@@ -221,13 +239,35 @@ def test_dropout_keeps_the_mean_and_only_works_in_training(backend: str) -> None
 
 
 def test_errors_name_the_mend() -> None:
-    """Bug: decoding without a mask is silently aligned to the wrong corner; a misspelt backend runs another."""
+    """Bug: decoding with a causal mask is silently aligned to the wrong corner; a misspelt backend runs another."""
     q, k, v = qkv(1, 2, 5, 2, 2, 4, torch.float32)
-    for backend in BACKENDS:
+    for backend in (*BACKENDS, "auto", "blocked"):
         with pytest.raises(ValueError, match="as many queries as keys, not 2 and 5"):
-            attend(q, k, v, None, backend)
-    with pytest.raises(ValueError, match="'flash' is unknown; use auto, reference or sdpa"):
+            attend(q, k, v, Causal(), backend)
+    with pytest.raises(ValueError, match="'flash' is unknown; use one of auto, reference, sdpa, blocked, flex"):
         attend(q, k, v, torch.ones(2, 5, dtype=torch.bool), "flash")
+
+
+@pytest.mark.parametrize(
+    ("mask", "T", "path"),
+    [
+        (None, 9, "sdpa"),
+        (torch.ones(9, 9, dtype=torch.bool), 9, "sdpa"),
+        (Causal(), 9, "sdpa"),
+        (Causal(9), 9, "sdpa"),
+        (Causal(8), 9, "blocked"),
+        (Causal(3, 2), 9, "blocked"),
+        (Causal(3), 3, "sdpa"),
+    ],
+    ids=["none", "tensor", "causal", "W=T", "W<T", "sinks", "short"],
+)
+def test_one_place_chooses_the_path(mask: Tensor | Causal | None, T: int, path: str) -> None:
+    """Bug: a window trains at the price of full attention, or the blocked path is taken where it skips nothing."""
+    q_BHTD = torch.zeros(1, 2, T, 4)
+    assert choose(q_BHTD, mask) == path
+    assert choose(q_BHTD, mask, "blocked") == path
+    assert choose(q_BHTD, mask, "sdpa") == "sdpa"
+    assert choose(q_BHTD, mask, "reference") == "reference"
 
 
 def test_the_hand_written_path_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,5 +282,5 @@ def test_the_hand_written_path_is_the_one_asked_for(monkeypatch: pytest.MonkeyPa
     )
     inputs = qkv(1, 3, 3, 2, 2, 4, torch.float32)
     for backend in ("reference", "sdpa", "auto"):
-        attend(*inputs, None, backend)
+        attend(*inputs, Causal(), backend)
     assert called == ["hand", "fused", "fused"]

@@ -88,6 +88,17 @@ def test_dropout_is_off_and_every_module_keeps_its_mode() -> None:
     assert not model.h[0].mlp.dropout.training
 
 
+def test_longer_than_block_size_only_with_rotary_positions(lively: Lively) -> None:
+    """Bug: how a model does past its training length can't be measured, or is measured in shorter windows."""
+    tokens = torch.randint(0, 31, (41,))
+    with pytest.raises(ValueError, match="block_size is 20; it must lie between 1 and the model's 8"):
+        evaluate_loss(lively(CONFIG), tokens, block_size=20)
+    model = lively(CONFIG.with_(pos="rope", n_embd=16, window=3, sinks=1))
+    with torch.no_grad():
+        assert abs(evaluate_loss(model, tokens, block_size=20).loss - by_loop(model, tokens.tolist(), 20)) < 1e-10
+    assert evaluate_loss(model, tokens, block_size=20).loss != evaluate_loss(model, tokens).loss
+
+
 def test_all_bad_arguments_are_listed() -> None:
     """Bug: a window longer than the model's fails later; one problem at a time."""
     model = GPT(CONFIG)

@@ -1,5 +1,6 @@
 """The trace of a forward pass: every layer's result, in order, unchanged by being looked at."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import peers
@@ -37,11 +38,29 @@ def test_the_residual_stream_adds_up(model: GPT) -> None:
     torch.testing.assert_close(found["h.1"], found["h.0"] + found["h.1.attn"] + found["h.1.mlp"])
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_kv_head": 1}, {"window": 2}])
-def test_the_attention_weights_are_those_that_were_used(changes: dict[str, int]) -> None:
-    """Weights drawn in a chapter that are not the model's own: another mask, other heads."""
-    torch.manual_seed(0)
-    model = GPT(CONFIG.with_(**changes))
+def test_without_a_position_table_there_is_no_such_name() -> None:
+    """A trace that fails, or names a table, where positions are turned."""
+    found = trace(GPT(CONFIG.with_(pos="rope")), torch.zeros(1, 3, dtype=torch.long))
+    assert list(found)[:2] == ["wte", "h.0.ln_1"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"n_kv_head": 1},
+        {"window": 2},
+        {"pos": "rope"},
+        {"pos": "rope", "n_kv_head": 1, "rope_layout": "interleaved"},
+        {"pos": "rope", "window": 2, "sinks": 1, "window_pattern": "SL"},
+    ],
+    ids=str,
+)
+def test_the_attention_weights_are_those_that_were_used(
+    lively: Callable[..., GPT], changes: dict[str, int | str]
+) -> None:
+    """Weights drawn in a chapter that are not the model's own: another mask, other heads, keys that were not turned."""
+    model = lively(CONFIG.with_(**changes), torch.float32)
     idx_BT = torch.randint(17, (3, 6))
     found = trace(model, idx_BT)
     for i, block in enumerate(model.h):

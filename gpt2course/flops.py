@@ -1,0 +1,41 @@
+"""How much arithmetic attention and the whole model cost, counted by what a query really sees.
+
+One multiplication and one addition are 2 FLOPs. Softmax, norms and biases are left out, as is usual (Kaplan et al.
+2020, arXiv:2001.08361, section 2.1); a backward pass costs twice its forward pass.
+"""
+
+from gpt2course.config import GPTConfig
+
+
+def visible_pairs(T: int, window: int | None = None, sinks: int = 0) -> int:
+    """Pairs of a query and a key it sees in causal attention over T positions: about T²/2, or T x window.
+
+    Without a window T (T + 1) / 2. With one, query t sees min(t + 1, window) keys, and the sinks that are further back.
+    """
+    if window is None or window >= T:
+        return T * (T + 1) // 2
+    near = window * (window + 1) // 2 + (T - window) * window
+    further = T - window  # query t = window … T - 1 has t - window + 1 positions out of its window
+    full = max(0, further - sinks)
+    return near + sinks * full + (further - full) * (further - full + 1) // 2
+
+
+def attention_flops(n_head: int, head_dim: int, T: int, window: int | None = None, sinks: int = 0) -> int:
+    """FLOPs of one forward pass of attention proper: in each head 2 D for a score and 2 D for a weighted value."""
+    return 4 * n_head * head_dim * visible_pairs(T, window, sinks)
+
+
+def forward_flops(config: GPTConfig, T: int) -> int:
+    """FLOPs of one forward pass over T tokens: 2 for each token and each weight of a matrix, plus attention."""
+    C, D, H, G = config.n_embd, config.head_dim, config.n_head, config.kv_heads
+    matrices = config.n_layer * (C * (H + 2 * G) * D + C * C + 8 * C * C) + C * config.vocab_size
+    attention = sum(
+        attention_flops(H, D, T, window, config.sinks if window else 0)
+        for window in (config.layer_window(layer) for layer in range(config.n_layer))
+    )
+    return 2 * matrices * T + attention
+
+
+def training_flops(config: GPTConfig, T: int) -> int:
+    """FLOPs of a forward and a backward pass over T tokens: three forward passes."""
+    return 3 * forward_flops(config, T)
