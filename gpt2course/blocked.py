@@ -31,8 +31,11 @@ def blocked_attention(
 
     The first window + sinks queries see all of their past: that is plain causal attention. The others come in blocks. A
     block of b queries is shown the window + b keys up to its own last one, and the sinks, which all lie before those.
-    So every block looks alike, and one small mask serves them all. (Blocks stacked into one call were slower: their
-    keys, copied out, no longer fit into the processor's caches.)
+    So every block looks alike, and one small mask serves them all.
+
+    Blocks could also be stacked in the batch dimension, and be one call. That was slower, since keys and gradients laid
+    out for all blocks leave the processor's caches: forward and backward at T = 8,192, window 256 and 12 heads of 64
+    then took 0.20 to 0.22 of the time of full causal attention on two cores, against 0.15 to 0.17 block by block.
 
     Args:
         q_BHTD, k_BGTD, v_BGTD: queries, keys, values; G divides H.

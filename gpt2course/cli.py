@@ -1,6 +1,7 @@
 """The command `gpt2course`. Heavy modules are imported by the command that needs them, so that help comes at once."""
 
 import ast
+import inspect
 import io
 import os
 import re
@@ -15,6 +16,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from gpt2course import __version__
+from gpt2course.prices import Settings
 
 Command = Callable[..., int]
 Parameters = Annotated[
@@ -191,6 +193,74 @@ def literal(word: str) -> Any:
         return word
 
 
+def bench(
+    what: Positional[Literal["attention"]],
+    quick: bool = False,
+    out: Path = Path("build/bench"),
+    device: Literal["cpu", "cuda"] = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    threads: int | None = None,
+    repeats: int = 9,
+    lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384),
+    contexts: tuple[int, ...] = (1024, 4096, 16384),
+    window: int = 256,
+) -> int:
+    """Measure on this machine what a window and shared key heads are worth, in training and in decoding.
+
+    Variants take turns, so compare within a run only. Medians and quartiles are shown, and how they stand to what was
+    hoped for; a target that is missed is no error. It takes several minutes and a quiet machine. Where other
+    programs compute too, set OMP_WAIT_POLICY=passive, so that torch's threads sleep while they wait for each other.
+
+    Args:
+        what: attention, for now.
+        quick: a miniature in seconds, to see that it runs; its times say nothing.
+        out: folder of attention.json, with every single time, and attention.png.
+        device: cpu, or cuda, where windows are computed by flex attention.
+        dtype: of all numbers.
+        threads: of the CPU; by default as many as torch takes.
+        repeats: how often each is measured; the more, the narrower the quartiles.
+        lengths: positions in training, forward and backward, with a window and without.
+        contexts: positions in the cache when a token is decoded.
+        window: keys that a query sees in the windowed variants.
+    """
+    flags = {name: value for name, value in locals().items() if name not in ("what", "out")}
+    from gpt2course.bench.attention import run as measure
+    from gpt2course.bench.attention import save
+    from gpt2course.bench.report import command_line
+    from gpt2course.bench.summary import summary
+
+    defaults = {name: parameter.default for name, parameter in inspect.signature(bench).parameters.items()}
+    report = measure(**flags, command=command_line(flags, defaults))
+    print(summary(report))
+    print(*save(report, out), sep="\n")
+    return 0
+
+
+def price_tag(
+    settings: OmitArgPrefixes[Settings],
+    out: Path = Path("build", "price_tag"),
+    resume: bool = False,
+    speed_only: bool = False,
+) -> int:
+    """What each retrofit costs a trained model: perplexity before, right after and healed; cache bytes; decoding speed.
+
+    Args:
+        settings: what to measure on.
+        out: folder of the table (JSON, a row as soon as it is done) and the figure.
+        resume: keep the rows that are there already.
+        speed_only: only measure the speeds of the rows that are there again.
+    """
+    from gpt2course.price_tag import campaign, remeasure
+
+    if speed_only:
+        made = remeasure(settings.model, out, settings.device)
+    else:
+        made = campaign(settings, out, resume)
+    print(made)
+    print(f"{out / 'price_tag.json'} and {out / 'price_tag.png'}")
+    return 0
+
+
 def notebooks(
     action: Positional[Literal["refresh", "check", "student"]],
     names: Positional[tuple[str, ...]] = (),
@@ -243,6 +313,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "verify": verify,
         "data": data,
         "notebooks": notebooks,
+        "bench": bench,
+        "price-tag": price_tag,
     }
     try:
         code: int = tyro.extras.subcommand_cli_from_dict(

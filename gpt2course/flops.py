@@ -10,14 +10,10 @@ from gpt2course.config import GPTConfig
 def visible_pairs(T: int, window: int | None = None, sinks: int = 0) -> int:
     """Pairs of a query and a key it sees in causal attention over T positions: about T²/2, or T x window.
 
-    Without a window T (T + 1) / 2. With one, query t sees min(t + 1, window) keys, and the sinks that are further back.
+    Query t sees min(t + 1, window + sinks) keys: its window, and as many sinks as lie before that.
     """
-    if window is None or window >= T:
-        return T * (T + 1) // 2
-    near = window * (window + 1) // 2 + (T - window) * window
-    further = T - window  # query t = window … T - 1 has t - window + 1 positions out of its window
-    full = max(0, further - sinks)
-    return near + sinks * full + (further - full) * (further - full + 1) // 2
+    most = T if window is None else min(T, window + sinks)
+    return most * (most + 1) // 2 + (T - most) * most
 
 
 def attention_flops(n_head: int, head_dim: int, T: int, window: int | None = None, sinks: int = 0) -> int:

@@ -14,7 +14,7 @@ from gpt2course.data import Prepared
 from gpt2course.generate import GenerateOptions, generate
 from gpt2course.pretrained import save_pretrained
 
-COMMANDS = ["doctor", "run", "generate", "verify", "data", "notebooks"]
+COMMANDS = ["doctor", "run", "generate", "verify", "data", "notebooks", "bench", "price-tag"]
 Capture = pytest.CaptureFixture[str]
 
 
