@@ -208,8 +208,9 @@ def bench(
     """Measure on this machine what a window and shared key heads are worth, in training and in decoding.
 
     Variants take turns, so compare within a run only. Medians and quartiles are shown, and how they stand to what was
-    hoped for; a target that is missed is no error. It takes several minutes and a quiet machine. Where other
-    programs compute too, set OMP_WAIT_POLICY=passive, so that torch's threads sleep while they wait for each other.
+    hoped for; a target that is missed is no error. It takes several minutes and a quiet machine: torch's threads spin
+    while they wait for each other, and one other busy program can make the window eight times slower. If it can't be
+    quiet, set OMP_WAIT_POLICY=passive, and they sleep; on a quiet one that costs about a fifth of the window's speed.
 
     Args:
         what: attention, for now.

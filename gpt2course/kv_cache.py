@@ -178,7 +178,7 @@ class _Ring:
         self.source_BN = kept_BN.scatter_reduce(1, slot_BT, place_BT, "amax")
         every_BS = torch.cat([self.pos_BN, pos_BT], dim=1)
         self.seen_BS = pos_BT if self.first else every_BS
-        self.pos_BN = every_BS.gather(1, self.source_BN)
+        self.pos_BN.copy_(every_BS.gather(1, self.source_BN))  # in place: it may be used in another mode
 
     def store(self, kept_BGND: Tensor, new_BGTD: Tensor) -> Tensor:
         if self.one is not None:

@@ -134,7 +134,7 @@ class GPT(nn.Module):
             pos_BT = torch.arange(T, device=idx_BT.device).expand(B, T) if cache is None else cache.next_positions(T)
         elif pos_BT.shape != idx_BT.shape:
             raise ValueError(f"positions {tuple(pos_BT.shape)} and token ids {tuple(idx_BT.shape)} differ in shape")
-        if self.config.pos == "learned":
+        if self.config.pos == "learned" and T:
             self._check_positions(past + T if plain else int(pos_BT.max()) + 1)
 
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from gpt2course.bench.decoding import measure_decoding
-from gpt2course.bench.report import SCHEMA, Report, memory_line, time_line
+from gpt2course.bench.report import FILE, SCHEMA, Report, memory_line, time_line
 from gpt2course.bench.summary import targets
 from gpt2course.bench.training import measure_lengths
 from gpt2course.chapters.run import machine
@@ -86,7 +86,7 @@ def run(
 def save(report: Report, folder: Path) -> tuple[Path, Path]:
     """Write attention.json and attention.png into a folder, made if need be; returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    data, picture = folder / "attention.json", folder / "attention.png"
+    data, picture = folder / FILE, (folder / FILE).with_suffix(".png")
     record = {"schema": SCHEMA} | asdict(report)
     record["summary"] = {
         "training_ratio": {p.T: asdict(p.ratio) for p in report.training},

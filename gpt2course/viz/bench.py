@@ -27,6 +27,14 @@ def attention_figure(report: "Report") -> Figure:
     return figure
 
 
+def brief_figure(report: "Report") -> Figure:
+    """Two of the panels, for a page: what the window saves in training, and the speed of decoding."""
+    figure, axes = new_figure(1, 2, width=7.6, height=3.1)
+    _ratios(axes[0], report)
+    _decoding(axes[1], report)
+    return figure
+
+
 def size(n: int) -> str:
     """1,024 as 1k, 16,384 as 16k, and what is no multiple of 1,024 as it is."""
     return f"{n // 1024}k" if n % 1024 == 0 else str(n)

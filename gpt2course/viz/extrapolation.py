@@ -45,7 +45,7 @@ def rounding(exact: float, positions: ArrayLike, scores: Mapping[str, ArrayLike]
     figure, axes = new_figure(1, len(scores), width=7.2, height=2.8, sharey=True, squeeze=False)
     for i, (ax, (title, score_N)) in enumerate(zip(axes[0], scores.items(), strict=True)):
         x, y = np.asarray(positions), np.asarray(score_N)
-        ax.axhline(exact, color=PALE, linestyle="--", linewidth=1, zorder=0)
+        ax.axhline(exact, color=INK, linestyle=":", linewidth=1.2, zorder=3)
         ax.plot(x, y, color=COLOURS[i], linestyle="-", linewidth=0.8)
         error = f"{float(np.abs(y[x >= late] - exact).mean()):.1g}"
         ax.set_title(f"{title}\nerror from {late:,} on: {error}")

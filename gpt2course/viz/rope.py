@@ -247,7 +247,7 @@ def layouts(R: int) -> Figure:
         goal = 2 * pair + (place >= K)
         ax.plot([place, goal], [top - 0.13, low + 0.13], color="#999999", linestyle="-", linewidth=0.9, zorder=0)
     ax.text(-0.75, top, "half-split\nHugging Face", ha="right", va="center")
-    ax.text(-0.75, low, "interleaved\nthe paper, GGUF", ha="right", va="center")
+    ax.text(-0.75, low, "interleaved\nthe paper, Meta", ha="right", va="center")
     ax.set_xlim(-3.0, R - 0.4)
     ax.set_ylim(low - 0.52, top + 0.6)
     ax.axis("off")

@@ -11,12 +11,13 @@ from PIL import Image
 from gpt2course.viz.style import DPI
 
 FEW_COLOURS = 32
+COLOURS = 192  # of a palette
 
 
 def png_bytes(figure: Figure, small: bool = True) -> bytes:
     """The figure as a PNG at 100 dots an inch, the same bytes each time: no date, no version of the software.
 
-    Lines, boxes and letters need few colours: a palette of 256 makes the file less than half as large. A figure with an
+    Lines, boxes and letters need few colours: a palette makes the file less than half as large. A figure with an
     image in it (`imshow`) keeps every colour, since a palette would put steps into its colour map, unless that map has
     but few steps itself (`colormap.resampled(21)`).
 
@@ -30,8 +31,8 @@ def png_bytes(figure: Figure, small: bool = True) -> bytes:
         return out.getvalue()
     packed = io.BytesIO()
     with Image.open(out) as full:
-        # Of Pillow's methods the one that keeps white white, and is at most 2 of 255 off on the course's figures.
-        palette = full.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        # Of Pillow's methods the one that keeps white white; a test holds the others to 8 of 255.
+        palette = full.convert("RGB").quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         palette.save(packed, "png", optimize=True)
     return packed.getvalue()
 

@@ -5,7 +5,7 @@ import pytest
 from gpt2course.bench.decoding import Decoding
 from gpt2course.bench.report import Report
 from gpt2course.bench.training import Length
-from gpt2course.viz.bench import attention_figure, size
+from gpt2course.viz.bench import attention_figure, brief_figure, size
 
 MIB = 2**20
 
@@ -54,3 +54,11 @@ def test_lines_differ_in_dash_as_well(report: Report) -> None:
 def test_sizes_are_short() -> None:
     """Bug: ticks of five digits that run into each other."""
     assert [size(n) for n in (64, 1024, 16384, 1500)] == ["64", "1k", "16k", "1500"]
+
+
+def test_the_brief_figure_has_the_same_two_panels(report: Report) -> None:
+    """Bug: a page that shows other numbers than the command's own figure."""
+    _, ratios, _, decoding = attention_figure(report).axes
+    for brief, full in zip(brief_figure(report).axes, (ratios, decoding), strict=True):
+        assert [list(line.get_ydata()) for line in brief.lines] == [list(line.get_ydata()) for line in full.lines]
+        assert brief.lines
