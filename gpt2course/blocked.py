@@ -94,5 +94,8 @@ class _Excerpt(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_excerpt: Tensor, grad_x: Tensor) -> tuple[Tensor, None, None]:
+        if torch.compiler.is_compiling():  # a compiled graph may not change a gradient in place
+            part = grad_x[:, ctx.begin : ctx.end] + grad_excerpt
+            return torch.slice_scatter(grad_x, part, 1, ctx.begin, ctx.end), None, None
         grad_x[:, ctx.begin : ctx.end] += grad_excerpt
         return grad_x, None, None

@@ -210,18 +210,19 @@ def bench(
     Variants take turns, so compare within a run only. Medians and quartiles are shown, and how they stand to what was
     hoped for; a target that is missed is no error. It takes several minutes and a quiet machine: torch's threads spin
     while they wait for each other, and one other busy program can make the window eight times slower. If it can't be
-    quiet, set OMP_WAIT_POLICY=passive, and they sleep; on a quiet one that costs about a fifth of the window's speed.
+    quiet, set OMP_WAIT_POLICY=passive, and they sleep; on a quiet one that costs a fifth of the window's speed in
+    training, and more than half of MQA's in decoding.
 
     Args:
-        what: attention, for now.
-        quick: a miniature in seconds, to see that it runs; its times say nothing.
+        what: attention is what can be measured.
+        quick: a miniature in seconds, to see that it runs; its times say nothing. Sizes and repeats are its own.
         out: folder of attention.json, with every single time, and attention.png.
         device: cpu, or cuda, where windows are computed by flex attention.
         dtype: of all numbers.
         threads: of the CPU; by default as many as torch takes.
         repeats: how often each is measured; the more, the narrower the quartiles.
-        lengths: positions in training, forward and backward, with a window and without.
-        contexts: positions in the cache when a token is decoded.
+        lengths: positions in training, forward and backward, with a window and without; at least three.
+        contexts: positions in the cache when a token is decoded; each more than 4 x repeats + 1.
         window: keys that a query sees in the windowed variants.
     """
     flags = {name: value for name, value in locals().items() if name not in ("what", "out")}

@@ -102,7 +102,7 @@ class GPTConfig:
     """added to the variance in every layer norm"""
     attention_backend: str = "auto"
     """how whole sequences are computed: "reference" by hand, "sdpa" torch's fused kernel, "blocked" and "flex" skip
-    what a window hides, "auto" picks. Passes with padding or after a cached past are for the first two alone"""
+    what a window hides, "auto" picks. With padding or after a cached past it is "sdpa", unless this is "reference" """
 
     def __post_init__(self) -> None:
         if self.n_kv_head is None:
@@ -171,11 +171,13 @@ class GPTConfig:
                 f"window_pattern is {self.window_pattern!r}; it must be made of S (short) and L (long), such as 'SSSL'"
             )
         elif self.window_pattern != "S" and self.window is None:
-            found.append(f"window_pattern is {self.window_pattern!r} without a window; give window as well")
+            found.append(f"window_pattern is {self.window_pattern!r} without a window; give window as well, or drop it")
         if self.sinks != 0 and not _whole(self.sinks):
             found.append(f"sinks is {self.sinks!r}; it must be a whole number of at least 0")
         elif self.sinks and self.window is None:
-            found.append(f"sinks is {self.sinks} without a window, where every key is visible; give window as well")
+            found.append(
+                f"sinks is {self.sinks} without a window, where every key is visible; give window as well, or drop it"
+            )
         if self.attention_backend not in BACKENDS:
             found.append(f"attention_backend is {self.attention_backend!r}; it must be one of {', '.join(BACKENDS)}")
         elif self.attention_backend in ("blocked", "flex") and self.window is None:
@@ -202,7 +204,7 @@ class GPTConfig:
     @property
     def rotary_dim(self) -> int:
         """R, how many numbers of a head are turned."""
-        return int(self.head_dim * self.rope_fraction)
+        return int(self.head_dim * self.rope_fraction + 1e-6)  # 88 x (30 / 88) is a little less than 30
 
     def with_(self, **changes: Any) -> "GPTConfig":
         """A copy with some fields changed, validated again. A new n_head takes an n_kv_head that equalled it along."""

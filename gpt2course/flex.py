@@ -50,7 +50,11 @@ def block_mask(mask: Causal, T: int, device: torch.device) -> BlockMask:
 
 @lru_cache(maxsize=1)
 def compiled() -> Callable[..., Any]:
-    """flex attention, compiled at its first call; uncompiled it would hold all T x T scores."""
+    """flex attention, compiled at its first call; uncompiled it would hold all T x T scores.
+
+    Each mask, dtype and mode is compiled apart. Past torch's limit of 8 it would go on uncompiled, in silence.
+    """
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     return torch.compile(flex_attention)
 
 

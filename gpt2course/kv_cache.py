@@ -28,7 +28,7 @@ class KVCache:
     """The cache of one batch, a full one or a ring for each layer, as the config's window says.
 
     Use: `extend` once a pass, before any layer runs; `key_positions` says where the keys are that each layer's `store`
-    will give.
+    will give. Under `torch.no_grad()` or `inference_mode()`, or the graph of every token ever fed is kept as well.
 
     Attributes:
         k, v: a (B, G, N, D) tensor for each layer.
@@ -170,12 +170,14 @@ class _Ring:
             self.seen_BS = self.pos_BN[:, : length + 1]
             return
         self.one = None
-        ringed_BT = self.sinks + (pos_BT - self.sinks) % self.window
-        slot_BT = torch.where(pos_BT < self.sinks, pos_BT.clamp(min=0), ringed_BT)
-        place_BT = torch.where(pos_BT >= 0, N + torch.arange(T, device=pos_BT.device), -1)
-        kept_BN = torch.arange(N, device=pos_BT.device).repeat(len(pos_BT), 1)
-        # For each slot the place, in the row of old slots and new positions, of what it holds next: the latest wins.
-        self.source_BN = kept_BN.scatter_reduce(1, slot_BT, place_BT, "amax")
+        is_sink_BT = pos_BT < self.sinks
+        stays_BT = (pos_BT >= 0) & (is_sink_BT | (pos_BT > pos_BT[:, -1:] - self.window))
+        slot_BT = torch.where(is_sink_BT, pos_BT, self.sinks + (pos_BT - self.sinks) % self.window)
+        slot_BT = torch.where(stays_BT, slot_BT, N)  # what the chunk itself puts out of sight goes to a slot too many
+        place_BT = N + torch.arange(T, device=pos_BT.device).expand_as(slot_BT)
+        # For each slot the place, in the row of old slots and new positions, of what it holds next.
+        old_BN = torch.arange(N + 1, device=pos_BT.device).repeat(len(pos_BT), 1)
+        self.source_BN = old_BN.scatter(1, slot_BT, place_BT)[:, :N]
         every_BS = torch.cat([self.pos_BN, pos_BT], dim=1)
         self.seen_BS = pos_BT if self.first else every_BS
         self.pos_BN.copy_(every_BS.gather(1, self.source_BN))  # in place: it may be used in another mode

@@ -40,6 +40,10 @@ class Causal:
     window: int | None = None
     sinks: int = 0
 
+    def __post_init__(self) -> None:
+        if (self.window is not None and self.window < 1) or self.sinks < 0:
+            raise ValueError(f"window is {self.window} and sinks {self.sinks}; they must be at least 1 (or None) and 0")
+
     def mask(self, T: int, device: torch.device | str | None = None) -> Tensor:
         """(T, T) bool, by the one rule."""
         pos_T = torch.arange(T, device=device)

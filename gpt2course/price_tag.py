@@ -23,11 +23,12 @@ from gpt2course.config import GPTConfig
 from gpt2course.data import Batches, Prepared, documents, prepare
 from gpt2course.data.prepare import encode, split_of
 from gpt2course.evaluate import evaluate_loss, evaluating
+from gpt2course.healing import heal
 from gpt2course.kv_cache import KVCache
 from gpt2course.model import GPT
 from gpt2course.pretrained import open_model
 from gpt2course.prices import FILE, Prices, Row, Settings, Speed, load, recorded
-from gpt2course.surgery import METHODS, KVCost, Surgery, heal, to_gqa, to_rope, to_window
+from gpt2course.surgery import METHODS, KVCost, Surgery, to_gqa, to_rope, to_window
 
 __all__ = ["campaign", "recorded", "remeasure", "retrofits"]
 
@@ -224,6 +225,8 @@ def remeasure(checkpoint: str, out: Path, device: str = "cpu", progress: bool = 
     if weights_sha256(model) != made.weights:
         raise ValueError(f"{out / FILE} was made with another model, not with: {sentence}")
     how = retrofits(model.config)
+    if gone := [row.name for row in made.rows if row.name not in how]:
+        raise ValueError(f"{out / FILE} has rows that are no longer made: {', '.join(gone)}; make the table again")
     for row in tqdm(made.rows, unit="row", disable=not progress):
         made = made.with_row(replace(row, speeds=speeds(model, operated(model, how[row.name])[0])))
         made.save(out)

@@ -179,13 +179,13 @@ class Prices:
     def __str__(self) -> str:
         """The table of the terminal."""
         batch_sizes = [speed.batch_size for speed in self.rows[0].speeds] if self.rows else []
-        head = ["retrofit", "before", "after", "healed", f"KV KiB at {self.block_size}"]
+        head = ["retrofit", "before", "after", "healed", f"KV bytes/token at {self.block_size}"]
         for size in batch_sizes:
             head += [f"tokens/s x{size}", "ratio (quartiles)"]
         table = [head]
         for row in self.rows:
             cells = [row.name, *map(number, (self.perplexity, row.perplexity_after, row.perplexity_healed))]
-            cells.append(f"{row.kv_bytes(self.block_size) / 1024:,.0f}")
+            cells.append(f"{row.kv_bytes(self.block_size) / self.block_size:,.0f}")
             for speed in row.speeds:
                 cells.append(f"{speed.tokens_per_second:,.0f}")
                 cells.append(f"{speed.ratio:.2f} ({speed.ratio_low:.2f}-{speed.ratio_high:.2f})")

@@ -29,7 +29,9 @@ class Rotation:
     layout: str
 
 
-def inverse_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
+def inverse_frequencies(
+    rotary_dim: int, theta: float, scaling: RopeScaling | None = None, device: torch.device | str | None = None
+) -> Tensor:
     """(R/2,) float32: radians by which each pair turns from one position to the next, fastest first.
 
     Without scaling theta^(-2i/R) (Su et al. 2021, section 3.2.2). With it, for a text `factor` times longer:
@@ -38,7 +40,7 @@ def inverse_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling | No
     - ntk: theta multiplied by factor^(R/(R-2)), so that the fastest pair stays and the slowest is slowed by exactly the
       factor ("NTK-aware", Peng et al. 2023, arXiv:2309.00071, section 3.1).
     - yarn: a pair that turns more than beta_fast times within the trained length stays, one that turns less than
-      beta_slow times is slowed by the factor, between them a straight line (same paper, section 3.2). The line runs
+      beta_slow times is slowed by the factor, between them a straight line (same paper). The line runs
       over the pair's number, between limits rounded outwards, as in the authors' code and in transformers; in the
       paper it runs over the number of turns.
     - llama3: the same idea with the line over the number of turns, from low_freq_factor to high_freq_factor
@@ -51,13 +53,14 @@ def inverse_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling | No
         rotary_dim: R, even.
         theta: base of the frequencies.
         scaling: with `original_block_size` set, as GPTConfig sets it.
+        device: where they are wanted.
 
     Raises:
         ValueError: if R is not an even number of at least 2, or yarn or llama3 lack their original_block_size.
     """
     if rotary_dim < 2 or rotary_dim % 2:
         raise ValueError(f"rotary_dim is {rotary_dim}; pairs are turned, so it must be an even number of at least 2")
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device) / rotary_dim
     frequencies = 1.0 / theta**exponents
     if scaling is None:
         return frequencies
@@ -71,7 +74,7 @@ def inverse_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling | No
     if scaling.original_block_size is None:
         raise ValueError(f"{scaling.kind} scaling needs original_block_size, the length of training in tokens")
     if scaling.kind == "yarn":
-        stays = 1.0 - _yarn_ramp(rotary_dim, theta, scaling, scaling.original_block_size)
+        stays = 1.0 - _yarn_ramp(rotary_dim, theta, scaling, scaling.original_block_size).to(device)
     else:
         turns = scaling.original_block_size * frequencies / (2 * math.pi)
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
@@ -110,8 +113,8 @@ def angles(pos: Tensor, config: GPTConfig, dtype: torch.dtype = torch.float32) -
         dtype: of the model. cos and sin are float32 at least: bfloat16 cannot even tell position 8,000 from 8,016.
     """
     dtype = torch.promote_types(dtype, torch.float32)
-    frequencies = inverse_frequencies(config.rotary_dim, config.rope_theta, config.rope_scaling)
-    turned = pos.clamp(min=0)[..., None].to(dtype) * frequencies.to(pos.device, dtype)
+    frequencies = inverse_frequencies(config.rotary_dim, config.rope_theta, config.rope_scaling, pos.device)
+    turned = pos.clamp(min=0)[..., None].to(dtype) * frequencies.to(dtype)
     factor = attention_factor(config.rope_scaling)
     return Rotation(turned.cos() * factor, turned.sin() * factor, config.rope_layout)
 
@@ -123,7 +126,7 @@ def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor, layout: str = "half") -> Te
         x_BHTD: (B, H, T, D) queries or keys; any dtype, the turn itself is done in that of cos and sin.
         cos, sin: (T, R/2), or (B, 1, T, R/2) where rows have positions of their own.
         layout: "half" pairs number i with i + R/2, as Hugging Face does; "interleaved" 2i with 2i + 1, as the paper and
-            GGUF files do. Weights made for one are wrong in the other: see `permutation`.
+            Llama's GGUF files do. Weights made for one are wrong in the other: see `permutation`.
 
     Returns:
         (B, H, T, D) in the dtype of x.

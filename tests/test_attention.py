@@ -284,3 +284,13 @@ def test_the_hand_written_path_is_the_one_asked_for(monkeypatch: pytest.MonkeyPa
     for backend in ("reference", "sdpa", "auto"):
         attend(*inputs, Causal(), backend)
     assert called == ["hand", "fused", "fused"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="flex attention can be used here")
+def test_a_path_that_is_not_to_be_had_says_why() -> None:
+    """Bug: flex is asked for on a CPU, and another path is taken in silence, or torch fails deep inside."""
+    inputs = qkv(1, 6, 6, 2, 2, 16, torch.float32)
+    with pytest.raises(ValueError, match=r"'flex' can't be used here: .*no backward pass on cpu.*use auto or blocked"):
+        attend(*inputs, Causal(3), "flex")
+    with pytest.raises(ValueError, match="window is 0"):
+        Causal(0)

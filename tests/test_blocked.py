@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpt2course import blocked
+from gpt2course import GPT, GPTConfig, blocked
 from gpt2course.attention import attend_reference
 from gpt2course.blocked import block_size, blocked_attention
 from gpt2course.masks import Causal
@@ -183,3 +183,14 @@ def test_memory_grows_with_T() -> None:
     assert large < 6 * 4 * 2 * 8 * (
         64 + 100 * 64
     )  # six times the queries: a few whole tensors, and none for each block
+
+
+@pytest.mark.slow
+def test_a_compiled_model_has_the_same_gradients() -> None:
+    """Bug: a gradient changed in place, which torch.compile can't trace, so that a model with a window can't train."""
+    config = GPTConfig(n_layer=1, n_head=4, n_kv_head=2, n_embd=32, block_size=16, vocab_size=11, pos="rope")
+    model = GPT(config.with_(window=8, sinks=2)).double()
+    idx_BT = torch.randint(0, 11, (2, 150))
+    wanted = torch.autograd.grad(model(idx_BT, idx_BT), list(model.parameters()))
+    found = torch.autograd.grad(torch.compile(model, backend="aot_eager")(idx_BT, idx_BT), list(model.parameters()))
+    assert max((a - b).abs().max() for a, b in zip(wanted, found, strict=True)) < 1e-12

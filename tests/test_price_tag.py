@@ -14,10 +14,11 @@ import torch
 from gpt2course import GPT, PRESETS, GPTConfig, cli, price_tag
 from gpt2course.data import Document, prepare
 from gpt2course.evaluate import evaluate_loss
+from gpt2course.healing import Healing
 from gpt2course.kv_cache import cache_bytes
 from gpt2course.pretrained import load_checkpoint, save_pretrained
-from gpt2course.prices import FILE, RECORD, Prices, Row, Settings, Speed, load, number, recorded
-from gpt2course.surgery import Healing, to_gqa, to_window
+from gpt2course.prices import FILE, Prices, Row, Settings, Speed, load, number, recorded
+from gpt2course.surgery import to_gqa, to_window
 from gpt2course.tokenizer import get_tokenizer
 
 CONFIG = GPTConfig(n_layer=2, n_head=4, n_embd=16, block_size=32)
@@ -277,7 +278,6 @@ def test_a_row_made_again_keeps_its_place() -> None:
     assert [r.name for r in made.in_order(["new", "b", "a", "c"]).rows] == ["new", "b", "a", "old"]
 
 
-@pytest.mark.skipif(not RECORD.is_file(), reason="no record is in this copy")
 def test_the_record_is_of_the_course_checkpoint() -> None:
     """Prices that were made on other weights, or by another list of retrofits, than the course has now."""
     made, model = recorded(), load_checkpoint("course")

@@ -182,3 +182,27 @@ def test_a_window_forgets_what_is_out_of_its_reach(lively: Lively, sinks: int, p
     assert ids(lively(config.with_(window=None, sinks=0)), [prompt], 8) != ids(
         lively(config.with_(window=None, sinks=0)), [other], 8
     )
+
+
+def test_a_cache_filled_in_one_mode_goes_on_in_another() -> None:
+    """Bug: the ring's positions are made anew under inference_mode, and can't be written outside of it."""
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=8, block_size=8, vocab_size=11, pos="rope", window=3)
+    model, cache = GPT(config).eval(), KVCache(config)
+    idx_BT = torch.randint(0, 11, (1, 7))
+    with torch.inference_mode():
+        model(idx_BT[:, :5], cache=cache)
+    with torch.no_grad():
+        later = model(idx_BT[:, 5:6], cache=cache), model(idx_BT[:, 6:], cache=cache)
+        assert (torch.cat(later, dim=1) - model(idx_BT)[:, 5:]).abs().max() < 1e-5
+
+
+def test_an_empty_chunk_after_padding_is_no_error() -> None:
+    """Bug: the largest of no positions is asked for."""
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=8, block_size=8, vocab_size=11)
+    model, cache = GPT(config).eval(), KVCache(config, 2)
+    idx_BT = torch.randint(0, 11, (2, 5))
+    pos_BT = left_padded_positions(torch.tensor([4, 2]), 4)
+    with torch.no_grad():
+        model(idx_BT[:, :4], pos_BT=pos_BT, cache=cache)
+        assert model(idx_BT[:, :0], cache=cache).shape == (2, 0, 11)
+        assert model(idx_BT[:, 4:], cache=cache).shape == (2, 1, 11)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from gpt2course.bench.decoding import measure_decoding
+from gpt2course.bench.decoding import measure_decoding, variants
 from gpt2course.bench.report import FILE, SCHEMA, Report, memory_line, time_line
 from gpt2course.bench.summary import targets
 from gpt2course.bench.training import measure_lengths
 from gpt2course.chapters.run import machine
 from gpt2course.config import PRESETS, GPTConfig
+from gpt2course.pretrained import check_device
 from gpt2course.viz.bench import attention_figure
 
 N_KV_HEAD = 4
@@ -46,12 +47,18 @@ def run(
         command: kept in the report.
 
     Raises:
-        ValueError: for fewer than three lengths, or a context too short for the tokens to decode.
+        ValueError: for fewer than three lengths, a context too short for the tokens to decode, a window below 1, or a
+            device that is not there.
     """
     if quick:
         lengths, contexts, window, repeats = (64, 128, 256), (16, 32), 8, 3
-    if len(set(lengths)) < 3:
-        raise ValueError(f"lengths are {list(lengths)}; a line needs three different ones")
+    check_device(device)
+    if len(set(lengths)) < 3 or min(lengths) < 1:
+        raise ValueError(f"lengths are {list(lengths)}; a line needs three different ones, each at least 1")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}; it must be at least 1")
+    shape = QUICK_SHAPE if quick else PRESETS["gpt2"].with_(pos="rope")
+    variants(shape, N_KV_HEAD, window)  # refuses a window that is none, before anything is measured
     tokens = TOKENS * repeats
     if repeats < 1 or min(contexts, default=0) <= tokens + 1:
         raise ValueError(
@@ -60,7 +67,6 @@ def run(
         )
     if threads is not None:
         torch.set_num_threads(threads)
-    shape = QUICK_SHAPE if quick else PRESETS["gpt2"].with_(pos="rope")
     torch.manual_seed(0)
     place, numbers = torch.device(device), getattr(torch, dtype)
     training = measure_lengths(sorted(set(lengths)), window, shape.n_head, shape.head_dim, repeats, place, numbers)

@@ -23,6 +23,7 @@ def frequencies(answer: Callable[[int, float], Tensor]) -> str:
     if got.shape == (R,):
         raise Wrong(f"you returned {R} frequencies, expected {R // 2}: one for each pair of numbers")
     same_shape(got, want, "frequencies")
+    require(got.dtype in (torch.float32, torch.float64), f"you returned {got.dtype}; angles need float32 at least")
     mistakes = {
         "these are periods or their like, growing from pair to pair; frequencies fall, so the exponent is negative": 1
         / want,
@@ -43,7 +44,6 @@ def frequencies(answer: Callable[[int, float], Tensor]) -> str:
     if close(got, inverse_frequencies(6, 10000.0)):
         raise Wrong("with theta = 500,000 you give the frequencies of 10,000; take theta from the argument")
     same_tensor(got, inverse_frequencies(6, 500_000.0), "frequencies for R = 6, theta = 500,000")
-    require(got.dtype in (torch.float32, torch.float64), f"you returned {got.dtype}; angles need float32 at least")
     return "theta^(-2i/R) for heads of 8 and 6 numbers and two thetas"
 
 
@@ -135,10 +135,9 @@ def decode_step(answer: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> str:
     k_TD, q_TD = 2 * k_TD, 2 * q_TD
 
     def by_place(x_ND: Tensor, pos_N: Tensor) -> Tensor:
-        require(
-            x_ND.ndim == 2 and pos_N.ndim == 1 and len(pos_N) == len(x_ND),
-            f"turn wants rows (N, D) and a position for each (N,), not {tuple(x_ND.shape)} and {tuple(pos_N.shape)}",
-        )
+        if x_ND.ndim != 2 or pos_N.shape != x_ND.shape[:1]:
+            given = f"{tuple(x_ND.shape)} and {tuple(pos_N.shape)}"
+            raise ValueError(f"turn wants rows (N, D) and a position for each (N,), not {given}")
         return turned(x_ND, pos_N, 10000.0)
 
     pos_T = torch.arange(S + 1)

@@ -79,12 +79,12 @@ def _beside(ax: Axes, value: float, place: int, colour: str, left: bool) -> None
 
 
 def _cache(ax: Axes, prices: Prices) -> None:
-    kib = [row.kv_bytes(prices.block_size) / 1024 for row in prices.rows]
-    ax.barh(range(len(kib)), kib, color=COLOURS[4], height=0.6)
-    for place, value in enumerate(kib):
+    sizes = [row.kv_bytes(prices.block_size) / prices.block_size for row in prices.rows]
+    ax.barh(range(len(sizes)), sizes, color=COLOURS[4], height=0.6)
+    for place, value in enumerate(sizes):
         ax.annotate(f"{value:,.0f}", (value, place), (3, 0), textcoords="offset points", va="center", size=SMALL)
-    ax.set_xlim(0, 1.25 * max(kib, default=1))
-    ax.set_xlabel(f"KV cache, KiB\nat {prices.block_size:,} tokens")
+    ax.set_xlim(0, 1.25 * max(sizes, default=1))
+    ax.set_xlabel(f"KV cache, bytes a token\nin a text of {prices.block_size:,}")
 
 
 def _speed(ax: Axes, prices: Prices) -> None:

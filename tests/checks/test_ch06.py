@@ -59,6 +59,15 @@ WRONG = {
             r"exponent -2i/R; you have -i/R",
         ),
         (
+            "rounded to bfloat16",
+            """
+            def frequencies(rotary_dim, theta):
+                import torch
+                return (theta ** (-torch.arange(0, rotary_dim, 2) / rotary_dim)).bfloat16()
+            """,
+            r"bfloat16; angles need float32",
+        ),
+        (
             "periods",
             """
             def frequencies(rotary_dim, theta):

@@ -23,7 +23,7 @@ def prices(rows: tuple[Row, ...] = ROWS) -> Prices:
 
 
 def test_dots_bars_and_numbers_agree_with_the_rows() -> None:
-    """After and healed exchanged, a bar of another retrofit, KiB that are KB."""
+    """After and healed exchanged, a bar of another retrofit."""
     perplexity, cache, speed = price_tag_figure(prices()).axes
     after, healed = perplexity.lines[:2]
     assert list(after.get_xdata()) == [6.6, 72.5, 9.1]
@@ -32,8 +32,8 @@ def test_dots_bars_and_numbers_agree_with_the_rows() -> None:
     assert after.get_label() == "right after surgery"
     assert healed.get_label() == "after 200 healing steps"
     assert [label.get_text() for label in perplexity.get_yticklabels()] == ["unchanged", "MQA, mean", "window 128"]
-    assert [bar.get_width() for bar in cache.patches] == [3072, 768, 768]
-    assert [text.get_text() for text in cache.texts] == ["3,072", "768", "768"]
+    assert [bar.get_width() for bar in cache.patches] == [6144, 1536, 1536]
+    assert [text.get_text() for text in cache.texts] == ["6,144", "1,536", "1,536"]
     assert [text.get_text() for text in perplexity.texts] == ["6.60", "6.80", "72.50", "7.74", "9.10", "7.00"]
     for container in speed.containers:
         assert list(container.lines[0].get_xdata()) == [1.0, 1.4, 1.3]
