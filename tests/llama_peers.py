@@ -19,6 +19,13 @@ from gpt2course import GPT, GPTConfig
 from gpt2course.config import RopeScaling
 from gpt2course.kv_cache import KVCache
 
+FP32 = 1e-5
+"""largest difference of any output in float32; outputs go up to about 8"""
+BF16 = 0.02
+"""as a share of the largest output. bfloat16 has 8 bits, so each number is rounded by up to 0.004 of itself, scores of
+about 10 by up to 0.03, and transformers rounds cos and sin as well, where ours stay float32"""
+CAUGHT = 0.1
+"""what a mutant must exceed, as a share of the largest output: far above either limit"""
 N_LAYER, H, C, V = 2, 4, 64, 97
 LONGEST = 512
 """positions the peers are made for; ours have no end"""

@@ -185,3 +185,8 @@ def test_the_pattern_repeats_over_the_layers(window: int | None, pattern: str, w
 def test_the_share_of_a_head_that_is_turned(fraction: float, R: int) -> None:
     """Bug: the share is taken of the model's width, or rounded to an odd number."""
     assert ROPE.with_(rope_fraction=fraction).rotary_dim == R
+
+
+def test_a_fraction_that_is_exact_is_not_rounded_down() -> None:
+    """Bug: 88 x (30 / 88) is 29.999999999999996 in floating point, int() makes it 29, and the model is refused."""
+    assert GPTConfig(n_head=1, n_embd=88, pos="rope", rope_fraction=30 / 88).rotary_dim == 30

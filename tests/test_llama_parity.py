@@ -11,6 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 from llama_peers import (
+    BF16,
+    CAUGHT,
+    FP32,
     H,
     fed_in_chunks,
     one_by_one,
@@ -30,14 +33,6 @@ from transformers import CohereForCausalLM, LlamaForCausalLM, PreTrainedModel, S
 from gpt2course import GPTConfig, attention, model
 from gpt2course.config import RopeScaling
 from gpt2course.rope import Rotation, angles, rotate
-
-FP32 = 1e-5
-"""largest difference of any output in float32; outputs go up to about 8"""
-BF16 = 0.02
-"""as a share of the largest output. bfloat16 has 8 bits, so each number is rounded by up to 0.004 of itself, scores of
-about 10 by up to 0.03, and transformers rounds cos and sin as well, where ours stay float32"""
-CAUGHT = 0.1
-"""what a mutant must exceed, as a share of the largest output: far above either limit"""
 
 T, PROMPT = 40, 11
 SHORT = 16
