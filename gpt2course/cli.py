@@ -319,15 +319,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "price-tag": price_tag,
     }
     try:
-        code: int = tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="gpt2course",
-            description="Build GPT-2 from tokens to the published weights, and train it: the course's command line. "
-            "--version prints the version.",
-            args=words,
-            config=(FlagCreatePairsOff,),
-        )
-        sys.stdout.flush()
+        try:
+            code: int = tyro.extras.subcommand_cli_from_dict(
+                commands,
+                prog="gpt2course",
+                description="Build GPT-2 from tokens to the published weights, and train it: the course's command line. "
+                "--version prints the version.",
+                args=words,
+                config=(FlagCreatePairsOff,),
+            )
+        finally:  # also after --help, which ends in SystemExit
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader, `head` say, has enough; the interpreter's own last flush must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
