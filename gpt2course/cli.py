@@ -323,8 +323,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code: int = tyro.extras.subcommand_cli_from_dict(
                 commands,
                 prog="gpt2course",
-                description="Build GPT-2 from tokens to the published weights, and train it: the course's command line. "
-                "--version prints the version.",
+                description="Build GPT-2 from tokens to the published weights, and train it: the course's command "
+                "line. --version prints the version.",
                 args=words,
                 config=(FlagCreatePairsOff,),
             )
