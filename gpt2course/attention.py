@@ -68,7 +68,7 @@ def choose(q_BHTD: Tensor, mask: Mask, backend: str = "auto", dropout: float = 0
     if backend == "reference":
         return backend
     T = q_BHTD.shape[2]
-    if backend == "sdpa" or not isinstance(mask, Causal) or mask.window is None or mask.window >= T:
+    if backend == "sdpa" or not isinstance(mask, Causal) or not mask.hides(T):
         return "sdpa"
     problem = flex.why_not(q_BHTD.device, q_BHTD.dtype, dropout, q_BHTD.shape[-1])
     if backend == "flex" and problem:
@@ -111,7 +111,7 @@ def attend(
             return blocked_attention(q_BHTD, k_BGSD, v_BGSD, mask.window, mask.sinks, dropout)
         if path == "flex":
             return flex.flex_window(q_BHTD, k_BGSD, v_BGSD, mask)
-        is_causal = path == "sdpa" and (mask.window is None or mask.window >= T)
+        is_causal = path == "sdpa" and not mask.hides(T)
         mask_TS = None if is_causal else mask.mask(T, q_BHTD.device)
     else:
         is_causal, mask_TS = False, mask

@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from gpt2course import __version__
-from gpt2course.prices import Settings
+from gpt2course.prices import FILE, Settings
 
 Command = Callable[..., int]
 Parameters = Annotated[
@@ -259,7 +259,7 @@ def price_tag(
     else:
         made = campaign(settings, out, resume)
     print(made)
-    print(f"{out / 'price_tag.json'} and {out / 'price_tag.png'}")
+    print(f"{out / FILE} and {(out / FILE).with_suffix('.png')}")
     return 0
 
 

@@ -26,8 +26,7 @@ def forward_flops(config: GPTConfig, T: int) -> int:
     C, D, H, G = config.n_embd, config.head_dim, config.n_head, config.kv_heads
     matrices = config.n_layer * (C * (H + 2 * G) * D + C * C + 8 * C * C) + C * config.vocab_size
     attention = sum(
-        attention_flops(H, D, T, window, config.sinks if window else 0)
-        for window in (config.layer_window(layer) for layer in range(config.n_layer))
+        attention_flops(H, D, T, config.layer_window(layer), config.sinks) for layer in range(config.n_layer)
     )
     return 2 * matrices * T + attention
 

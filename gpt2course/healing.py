@@ -5,12 +5,12 @@ Legend: B batch, T positions, N = B x T, C model width, V vocabulary.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gpt2course.loss import IGNORE, chunked_cross_entropy
@@ -56,6 +56,16 @@ def rate_at(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup))
 
 
+def make_optimizer(parameters: Iterable[nn.Parameter], weight_decay: float = 0.1) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) that decays matrices and leaves biases and norms alone."""
+    every = list(parameters)
+    groups = [
+        {"params": [p for p in every if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in every if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+
+
 def heal(
     model: GPT,
     batches: Steps,
@@ -72,7 +82,7 @@ def heal(
 ) -> Healing:
     """Train a model a little further, in place, so that its weights get used to what surgery did to them.
 
-    AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) that decays matrices only, a rate that rises and falls to zero,
+    AdamW that decays matrices only, a rate that rises and falls to zero,
     clipped gradients. The same arguments give the same weights, bit for bit, on one machine with one number of threads.
     Parameters with `requires_grad=False` stay as they are.
 
@@ -103,11 +113,7 @@ def heal(
         raise ValueError("autocast to float16 needs its loss scaled, which heal does not do; use torch.bfloat16")
     if not trained:
         raise ValueError("no parameter has requires_grad; there is nothing to train")
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    optimizer = make_optimizer(trained, weight_decay)
     warmup = max(1, steps // 10) if warmup is None else warmup
     device = model.wte.weight.device
     compute_loss = _loss_function(model, vocabulary)

@@ -56,7 +56,6 @@ class KVCache:
         self.capacity = config.block_size if capacity is None else capacity
         if self.capacity < 1 or batch_size < 1:
             raise ValueError(f"capacity {self.capacity} and batch_size {batch_size} must each be at least 1")
-        self.rings = [config.layer_window(layer) is not None for layer in range(config.n_layer)]
         shapes = [
             (batch_size, config.kv_heads, layer_slots(config, layer, self.capacity), config.head_dim)
             for layer in range(config.n_layer)
@@ -65,10 +64,14 @@ class KVCache:
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for shape in shapes]
         self.length, self.plain = 0, True
         self._last_B1 = torch.full((batch_size, 1), -1, device=device)
-        self._full = None if all(self.rings) else _Full(batch_size, self.capacity, device)
-        self._ring = (
-            _Ring(batch_size, config.window, config.sinks, device) if config.window and any(self.rings) else None
-        )
+        self._windows = [config.layer_window(layer) for layer in range(config.n_layer)]
+        # Layers of one window put the same positions into the same slots.
+        self._slots: dict[int | None, _Full | _Ring] = {
+            window: _Full(batch_size, self.capacity, device)
+            if window is None
+            else _Ring(batch_size, window, config.sinks, device)
+            for window in set(self._windows)
+        }
 
     @property
     def nbytes(self) -> int:
@@ -96,24 +99,21 @@ class KVCache:
         """
         B, T = pos_BT.shape
         self.check_batch(B)
-        if self._full and self.length + T > self.capacity:
+        if None in self._slots and self.length + T > self.capacity:
             raise ValueError(
                 f"the cache holds {self.capacity} positions, {self.length} are used and {T} more do not fit; "
                 "make it with a larger capacity"
             )
         self.plain = self.plain and plain
-        for slots in (self._full, self._ring):
-            if slots:
-                slots.extend(pos_BT, self.length, self.plain)
+        for slots in self._slots.values():
+            slots.extend(pos_BT, self.length, self.plain)
         self.length += T
         if T:
             self._last_B1 = pos_BT[:, -1:]
 
     def key_positions(self, layer: int) -> Tensor:
         """(B, S) positions of the keys that `store` gives in this pass; -1 where there is none."""
-        slots = self._ring if self.rings[layer] else self._full
-        assert slots is not None
-        return slots.seen_BS
+        return self._slots[self._windows[layer]].seen_BS
 
     def store(self, layer: int, k_BGTD: Tensor, v_BGTD: Tensor) -> tuple[Tensor, Tensor]:
         """Write one layer's new keys and values into the slots `extend` reserved.
@@ -121,8 +121,7 @@ class KVCache:
         Returns:
             the keys and the values to attend over, each (B, G, S, D), the new ones among them.
         """
-        slots = self._ring if self.rings[layer] else self._full
-        assert slots is not None
+        slots = self._slots[self._windows[layer]]
         return slots.store(self.k[layer], k_BGTD), slots.store(self.v[layer], v_BGTD)
 
 

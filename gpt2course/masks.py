@@ -44,6 +44,10 @@ class Causal:
         if (self.window is not None and self.window < 1) or self.sinks < 0:
             raise ValueError(f"window is {self.window} and sinks {self.sinks}; they must be at least 1 (or None) and 0")
 
+    def hides(self, T: int) -> bool:
+        """Whether the window hides any of the past from T queries."""
+        return self.window is not None and self.window < T
+
     def mask(self, T: int, device: torch.device | str | None = None) -> Tensor:
         """(T, T) bool, by the one rule."""
         pos_T = torch.arange(T, device=device)

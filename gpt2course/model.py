@@ -202,7 +202,7 @@ class GPT(nn.Module):
     def _mask(self, pos_BT: Tensor, k_pos_BS: Tensor, window: int | None, plain: bool, past: int) -> Mask:
         """What the queries of this pass see in layers of one window."""
         if plain and past == 0:
-            return Causal(window, self.config.sinks if window else 0)
+            return Causal(window, self.config.sinks)
         if plain and pos_BT.shape[1] == 1:
             return None  # a single new position sees all that a cache keeps: the past, or the window
         return visible(pos_BT, k_pos_BS, window, self.config.sinks)[:, None]

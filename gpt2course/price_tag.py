@@ -18,19 +18,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from gpt2course.bench.decoding import filled
+from gpt2course.bench.timing import ratio, synchronize
 from gpt2course.chapters.run import machine
 from gpt2course.config import GPTConfig
 from gpt2course.data import Batches, Prepared, documents, prepare
 from gpt2course.data.prepare import encode, split_of
 from gpt2course.evaluate import evaluate_loss, evaluating
 from gpt2course.healing import heal
-from gpt2course.kv_cache import KVCache
 from gpt2course.model import GPT
 from gpt2course.pretrained import open_model
-from gpt2course.prices import FILE, Prices, Row, Settings, Speed, load, recorded
+from gpt2course.prices import FILE, Prices, Row, Settings, Speed, load
 from gpt2course.surgery import METHODS, KVCost, Surgery, to_gqa, to_rope, to_window
-
-__all__ = ["campaign", "recorded", "remeasure", "retrofits"]
 
 Operation = Callable[[GPT], tuple[GPT, Surgery]]
 UNCHANGED = "unchanged"
@@ -261,16 +260,15 @@ def decode_speed(unchanged: GPT, changed: GPT, batch_size: int, blocks: int) -> 
                 took = block_seconds(model, batch_size)
                 if block >= 0:
                     seconds[name].append(took)
-    ratios = [old / new for old, new in zip(seconds["old"], seconds["new"], strict=True)]
-    low, ratio, high = np.percentile(ratios, [25, 50, 75]).tolist()
+    faster = ratio(seconds["old"], seconds["new"])
     tokens = batch_size * block_tokens(changed.config)
     return Speed(
         batch_size=batch_size,
         tokens_per_second=tokens / statistics.median(seconds["new"]),
         unchanged_tokens_per_second=tokens / statistics.median(seconds["old"]),
-        ratio=ratio,
-        ratio_low=low,
-        ratio_high=high,
+        ratio=faster.median,
+        ratio_low=faster.low,
+        ratio_high=faster.high,
         blocks=blocks,
         threads=torch.get_num_threads(),
         machine=machine(),
@@ -284,25 +282,14 @@ def block_tokens(config: GPTConfig) -> int:
 
 def block_seconds(model: GPT, batch_size: int) -> float:
     """Seconds to decode one block of tokens greedily, the last that the context has room for."""
-    config, weight = model.config, model.wte.weight
-    n = block_tokens(config)
-    cache = KVCache(config, batch_size, config.block_size, weight.device, weight.dtype)
-    T = config.block_size - n - 1
-    cache.extend(cache.next_positions(T), plain=True)
-    for layer in range(config.n_layer):
-        shape = (batch_size, config.kv_heads, T, config.head_dim)
-        cache.store(layer, *(torch.randn(shape, device=weight.device, dtype=weight.dtype) for _ in range(2)))
-    ids_B1 = torch.zeros(batch_size, 1, dtype=torch.long, device=weight.device)
+    device, n = model.wte.weight.device, block_tokens(model.config)
+    cache = filled(model.config, model.config.block_size, n + 1, device, model.wte.weight.dtype, batch_size)
+    ids_B1 = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
     started = 0.0
     for step in range(n + 1):
         if step == 1:  # the one before warmed up
-            started = now(weight.device)
+            synchronize(device)
+            started = time.perf_counter()
         ids_B1 = model.lm_head(model.hidden(ids_B1, cache=cache)[:, -1]).argmax(-1, keepdim=True)
-    return now(weight.device) - started
-
-
-def now(device: torch.device) -> float:
-    """Seconds, once the device has done all it was told."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
+    synchronize(device)
+    return time.perf_counter() - started

@@ -25,23 +25,12 @@ from tqdm import tqdm
 from gpt2course import GPT, GPTConfig
 from gpt2course.data import Batches, TokenStream, prepare
 from gpt2course.evaluate import evaluate_loss
+from gpt2course.healing import make_optimizer, rate_at
 from gpt2course.loss import chunked_cross_entropy
 from gpt2course.pretrained import load_checkpoint, save_pretrained
 
 CONFIG = GPTConfig(n_layer=6, n_head=4, n_embd=128, block_size=512)
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
-    """Linear warm-up to the peak, then linear to zero (Bergsma et al. 2025, arXiv:2502.15938)."""
-    return peak * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-
-
-def make_optimizer(model: GPT) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves biases and norms alone."""
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+WARMUP = 200
 
 
 def count_tokens(stream: TokenStream) -> Tensor:
@@ -87,7 +76,7 @@ def main() -> None:
     place[used] = torch.arange(len(used))
     rows = last_saved(args.out) if args.resume else []
     model = load_checkpoint(args.out).train() if rows else GPT(CONFIG)
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(model.parameters())
     args.out.mkdir(parents=True, exist_ok=True)
     first, earlier = (rows[-1]["step"], rows[-1]["seconds"]) if rows else (0, 0.0)
     full_from = args.steps - args.full_vocabulary_steps
@@ -102,7 +91,7 @@ def main() -> None:
             if step == full_from:
                 place_unseen(model, counts_V)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, args.steps, args.learning_rate)
+                group["lr"] = rate_at(step, args.steps, args.learning_rate, warmup=WARMUP)
             x_BT, y_BT = batches.batch(step)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 if step < full_from:

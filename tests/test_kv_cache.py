@@ -53,7 +53,7 @@ def test_the_check_catches_a_wrong_cache(
 
 def contents(cache: KVCache) -> list[Tensor]:
     """Everything a refused pass must leave alone."""
-    positions = [slots.pos_BN for slots in (cache._full, cache._ring) if slots]
+    positions = [slots.pos_BN for slots in cache._slots.values()]
     return [x.clone() for x in (*cache.k, *cache.v, *positions, torch.tensor(cache.length))]
 
 

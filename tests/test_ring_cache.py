@@ -67,8 +67,7 @@ def test_a_ring_holds_the_last_positions_and_the_sinks(
         for b, row in enumerate(rows):
             new = pos_BT[b][pos_BT[b] >= 0].tolist()
             row.feed(new)
-            ring = cache._ring
-            assert ring is not None
+            ring = cache._slots[window]
             assert ring.pos_BN.shape == (len(lengths), window + sinks)
             assert sorted(p for p in ring.pos_BN[b].tolist() if p >= 0) == row.held
             filled = ring.pos_BN[b] >= 0

@@ -25,7 +25,7 @@ def script() -> ModuleType:
 
 def test_learning_rate_warms_up_to_the_peak_and_ends_near_zero(script: ModuleType) -> None:
     """A first step at rate 0 or at full rate, a peak that is missed, a last step that is still large."""
-    rates = [script.learning_rate(step, 1000, 0.5, warmup=100) for step in range(1001)]
+    rates = [script.rate_at(step, 1000, 0.5, warmup=100) for step in range(1001)]
     assert rates[0] == pytest.approx(0.5 / 100)
     assert rates[49] == pytest.approx(0.25)
     assert rates[99] == max(rates) == pytest.approx(0.5)
@@ -39,7 +39,7 @@ def test_learning_rate_warms_up_to_the_peak_and_ends_near_zero(script: ModuleTyp
 @pytest.mark.parametrize("steps", [1, 50, 100])
 def test_a_run_shorter_than_the_warm_up_has_a_rate(script: ModuleType, steps: int) -> None:
     """A short trial that divides by zero, goes down the hill backwards, or passes the peak."""
-    rates = [script.learning_rate(step, steps, 0.5, warmup=100) for step in range(steps)]
+    rates = [script.rate_at(step, steps, 0.5, warmup=100) for step in range(steps)]
     assert all(0 < rate <= 0.5 for rate in rates)
     assert rates == sorted(rates)
 

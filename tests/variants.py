@@ -130,7 +130,7 @@ def assert_memory_is_constant(model: GPT, n: int, lengths: Sequence[int] | None 
         assert cache.key_positions(0).shape[1] == slots + (lengths is not None)
     assert cache.length == n
     assert places == [x.data_ptr() for x in (*cache.k, *cache.v)]
-    others = [x for x in vars(cache._ring).values() if isinstance(x, Tensor)]
+    others = [x for x in vars(cache._slots[config.window]).values() if isinstance(x, Tensor)]
     assert max(x.numel() for x in others) <= 2 * (n // 10 + slots)
 
 

@@ -55,7 +55,9 @@ def variants(config: GPTConfig, n_kv_head: int, window: int) -> dict[str, GPTCon
     }
 
 
-def filled(config: GPTConfig, context: int, free: int, device: torch.device, dtype: torch.dtype) -> KVCache:
+def filled(
+    config: GPTConfig, context: int, free: int, device: torch.device, dtype: torch.dtype, batch_size: int = 1
+) -> KVCache:
     """A cache for `context` positions, full of random keys and values but for the last `free`.
 
     Computing them by a prefill would take longer than everything that is measured, and time does not ask what the
@@ -64,13 +66,14 @@ def filled(config: GPTConfig, context: int, free: int, device: torch.device, dty
     Raises:
         RuntimeError: if its size is not what the formula says.
     """
-    cache = KVCache(config, 1, context, device, dtype)
-    size = torch.empty((), dtype=dtype).element_size()
-    if cache.nbytes != cache_bytes(config, 1, context, size):
-        raise RuntimeError(f"the cache holds {cache.nbytes} bytes, not {cache_bytes(config, 1, context, size)}")
+    cache = KVCache(config, batch_size, context, device, dtype)
+    expected = cache_bytes(config, batch_size, context, torch.empty((), dtype=dtype).element_size())
+    if cache.nbytes != expected:
+        raise RuntimeError(f"the cache holds {cache.nbytes} bytes, not {expected}")
     S = context - free
-    k, v = (torch.randn(1, config.kv_heads, S, config.head_dim, device=device, dtype=dtype) for _ in "kv")
-    cache.extend(torch.arange(S, device=device)[None], plain=True)
+    shape = (batch_size, config.kv_heads, S, config.head_dim)
+    k, v = (torch.randn(shape, device=device, dtype=dtype) for _ in "kv")
+    cache.extend(cache.next_positions(S), plain=True)
     for layer in range(config.n_layer):
         cache.store(layer, k, v)
     return cache

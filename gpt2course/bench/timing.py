@@ -81,5 +81,5 @@ def interleaved(
 
 def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done what it was asked; a CPU has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

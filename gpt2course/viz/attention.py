@@ -134,14 +134,7 @@ def cost(
         where: the machine, for the title.
     """
     figure, (left, right) = new_figure(1, 2, width=8.0, height=3.4)
-    for i, (label, values) in enumerate(times_ms.items()):
-        measured = np.asarray(values, dtype=float)
-        middle = np.median(measured, axis=1)
-        spread = np.abs(np.stack([measured.min(axis=1), measured.max(axis=1)]) - middle)
-        left.errorbar(
-            lengths, middle, yerr=spread, marker="os^"[i % 3], markersize=4, capsize=3, linestyle=LINESTYLES[i]
-        )
-        right.plot(lengths, np.asarray(peaks_mib[label], dtype=float), marker="os^"[i % 3], markersize=4, label=label)
+    cost_lines(left, right, lengths, times_ms, peaks_mib)
     first = np.asarray(next(iter(peaks_mib.values())), dtype=float)
     quadratic = first[-1] * (np.asarray(lengths) / lengths[-1]) ** 2
     right.plot(lengths, quadratic, color=PALE, linestyle=":", label="grows as T²")
@@ -158,6 +151,23 @@ def cost(
     right.legend(frameon=False, fontsize=FONT_SIZE - 1)
     figure.suptitle(where, fontsize=FONT_SIZE)
     return figure
+
+
+def cost_lines(
+    left: Axes,
+    right: Axes,
+    lengths: Sequence[int],
+    times_ms: Mapping[str, ArrayLike],
+    peaks_mib: Mapping[str, ArrayLike],
+) -> None:
+    """Times (median, lowest, highest) on the left and peaks on the right, a line for each way; as in `cost`."""
+    for i, (label, values) in enumerate(times_ms.items()):
+        measured = np.asarray(values, dtype=float)
+        middle = np.median(measured, axis=1)
+        spread = np.abs(np.stack([measured.min(axis=1), measured.max(axis=1)]) - middle)
+        look = {"marker": "os^Dv"[i % 5], "markersize": 4, "linestyle": LINESTYLES[i], "color": COLOURS[i]}
+        left.errorbar(lengths, middle, yerr=spread, capsize=3, label=label, **look)
+        right.plot(lengths, np.asarray(peaks_mib[label], dtype=float), label=label, **look)
 
 
 def head_grid(

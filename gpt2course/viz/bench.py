@@ -10,6 +10,7 @@ from gpt2course.viz.style import FONT_SIZE, INK, PALE, new_figure
 
 if TYPE_CHECKING:
     from gpt2course.bench.report import Report
+    from gpt2course.bench.timing import Spread
 
 MARKERS = ("o", "s", "D", "^")
 MIB = 2**20
@@ -56,6 +57,12 @@ def _log_amounts(ax: Axes) -> None:
     ax.yaxis.set_minor_locator(NullLocator())
 
 
+def _with_spread(ax: Axes, x: list[int], spreads: "list[Spread]", marker: str, label: str) -> None:
+    """A line through the medians, with a bar from quartile to quartile."""
+    below, above = [s.median - s.low for s in spreads], [s.high - s.median for s in spreads]
+    ax.errorbar(x, [s.median for s in spreads], yerr=[below, above], marker=marker, ms=5, capsize=3, label=label)
+
+
 def _times(ax: Axes, report: "Report") -> None:
     from gpt2course.bench.timing import Spread
 
@@ -64,16 +71,7 @@ def _times(ax: Axes, report: "Report") -> None:
         ("o", "full causal", [p.full_seconds for p in report.training]),
         ("s", f"window {report.window}", [p.window_seconds for p in report.training]),
     ):
-        spreads = [Spread.of(row) for row in rows]
-        ax.errorbar(
-            lengths,
-            [s.median * 1e3 for s in spreads],
-            yerr=[[(s.median - s.low) * 1e3 for s in spreads], [(s.high - s.median) * 1e3 for s in spreads]],
-            marker=marker,
-            ms=5,
-            capsize=3,
-            label=name,
-        )
+        _with_spread(ax, lengths, [Spread.of([1e3 * seconds for seconds in row]) for row in rows], marker, name)
     _log_amounts(ax)
     _length_axis(ax, lengths, "T, positions")
     ax.set_ylabel("forward + backward, ms")
@@ -83,8 +81,7 @@ def _times(ax: Axes, report: "Report") -> None:
 
 def _ratios(ax: Axes, report: "Report") -> None:
     lengths, ratios = [p.T for p in report.training], [p.ratio for p in report.training]
-    lower, upper = [r.median - r.low for r in ratios], [r.high - r.median for r in ratios]
-    ax.errorbar(lengths, [r.median for r in ratios], yerr=[lower, upper], marker="o", ms=5, capsize=3, label="time")
+    _with_spread(ax, lengths, ratios, "o", "time")
     ax.plot(
         lengths, [p.window_flops / p.full_flops for p in report.training], marker="s", ms=5, label="work: visible pairs"
     )
@@ -115,18 +112,8 @@ def _decoding(ax: Axes, report: "Report") -> None:
     variants = list(dict.fromkeys(d.variant for d in report.decoding))
     for variant, marker in zip(variants, MARKERS, strict=True):
         rows = [report.cell(variant, context) for context in report.contexts]
-        speeds = [d.tokens_per_second for d in rows]
         label = f"{variant} ({rows[-1].cache_bytes / MIB:,.4g} MiB at {size(report.contexts[-1])})"
-        lower, upper = [s.median - s.low for s in speeds], [s.high - s.median for s in speeds]
-        ax.errorbar(
-            report.contexts,
-            [s.median for s in speeds],
-            yerr=[lower, upper],
-            marker=marker,
-            ms=5,
-            capsize=3,
-            label=label,
-        )
+        _with_spread(ax, report.contexts, [d.tokens_per_second for d in rows], marker, label)
     ax.set_ylim(bottom=0)
     _length_axis(ax, report.contexts, "context, positions in the cache")
     ax.set_ylabel("tokens per second")

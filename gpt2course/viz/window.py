@@ -15,7 +15,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike
 
-from gpt2course.viz.style import COLOURS, FONT_SIZE, INK, LINESTYLES, PALE, SEQUENTIAL, new_figure
+from gpt2course.viz.attention import cost_lines
+from gpt2course.viz.style import COLOURS, FONT_SIZE, INK, PALE, SEQUENTIAL, new_figure
 
 # What a cell of a mask is: name, colour.
 KINDS = {
@@ -220,13 +221,7 @@ def cost(
         where: the machine, for the title.
     """
     figure, (left, right) = new_figure(1, 2, width=7.0, height=3.7)
-    for i, (label, values) in enumerate(times_ms.items()):
-        measured = np.asarray(values, dtype=float)
-        middle = np.median(measured, axis=1)
-        spread = np.abs(np.stack([measured.min(axis=1), measured.max(axis=1)]) - middle)
-        look = {"marker": MARKERS[i % 5], "markersize": 4, "linestyle": LINESTYLES[i], "color": COLOURS[i]}
-        left.errorbar(lengths, middle, yerr=spread, capsize=3, label=label, **look)
-        right.plot(lengths, np.asarray(peaks_mib[label], dtype=float), **look)
+    cost_lines(left, right, lengths, times_ms, peaks_mib)
     left.set_title("forward and backward, milliseconds")
     right.set_title("peak extra memory, MiB")
     for ax in (left, right):
