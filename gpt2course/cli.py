@@ -112,24 +112,36 @@ def data(
     corpus: Positional[str] = "stdlib",
     out: Path | None = None,
     val_fraction: float = 0.05,
-    max_tokens: int | None = None,
-    shard_tokens: int = 100_000_000,
-    processes: int = 1,
+    tokens: Annotated[str, arg(aliases=["--max-tokens"], metavar="AMOUNT")] = "all",
+    shard_tokens: Annotated[str, arg(metavar="AMOUNT")] = "100M",
+    processes: int | None = None,
 ) -> int:
     """Turn a corpus into token shards, split into training and validation, and say where they are.
 
+    Stopped or killed, it goes on where it was when the same command is given again. The shards are the same to the
+    byte as if nothing had happened, and whatever the number of processes. They take 2 bytes a token, and appear under
+    their name when all are whole; until then they lie beside it, in a folder whose name ends in ".part".
+
     Args:
-        corpus: stdlib, stdlib-prose, tinyshakespeare, fineweb-edu, hf:owner/name, a file, or a folder.
+        corpus: stdlib, stdlib-prose, tinyshakespeare, fineweb-edu (its sample of some 10 B tokens, streamed from the
+            Hugging Face hub), hf:owner/name or hf:owner/name:config, a file, or a folder.
         out: folder for the shards; by default one in the cache.
         val_fraction: share of the documents kept for validation.
-        max_tokens: stop after about so many tokens.
-        shard_tokens: tokens in a shard, 2 bytes each.
-        processes: processes that tokenise.
+        tokens: stop after so many, such as 5k, 100M or 10B, at the end of a document.
+        shard_tokens: tokens in a shard.
+        processes: processes that tokenise; by default one for each core.
     """
     from gpt2course.data import prepare
+    from gpt2course.data.amounts import parse_amount
+    from gpt2course.data.encode import usable_cores
 
     made = prepare(
-        corpus, out, val_fraction=val_fraction, max_tokens=max_tokens, shard_tokens=shard_tokens, processes=processes
+        corpus,
+        out,
+        val_fraction=val_fraction,
+        max_tokens=None if tokens == "all" else parse_amount(tokens),
+        shard_tokens=parse_amount(shard_tokens),
+        processes=usable_cores() if processes is None else processes,
     )
     for split in ("train", "val"):
         print(f"{split}: {made.n_tokens[split]:,} tokens in {made.n_documents[split]:,} documents")
@@ -150,7 +162,7 @@ def run(chapter: Positional[str], parameter: Parameters = (), out: Path | None =
 
     from gpt2course.chapters import find
     from gpt2course.chapters.copies import checked_parameters
-    from gpt2course.chapters.run import kernel_environment
+    from gpt2course.launch import child_environment
 
     source = Path(chapter) if Path(chapter).is_file() else find([chapter.zfill(2)])[0]
     target = out or Path("build", source.name)
@@ -158,7 +170,7 @@ def run(chapter: Positional[str], parameter: Parameters = (), out: Path | None =
         raise ValueError(f"{target} is the chapter itself; choose another file with --out")
     changes = checked_parameters(source, typed(source, parameter))
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.environ.update(kernel_environment())
+    os.environ.update(child_environment())
     started = time.perf_counter()
     try:
         # "immediate": a kernel that is asked politely to end now and then keeps papermill waiting for seconds.

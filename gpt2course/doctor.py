@@ -180,17 +180,17 @@ def check_course_checkpoint() -> Check:
 
 def all_reduce(backend: str, world_size: int, timeout: float = 30.0) -> str:
     """Run a real all-reduce in `world_size` new processes. Returns what went wrong, or "" if the sum came out right."""
+    from gpt2course.launch import child_environment
+
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder, "store"))
         command = [sys.executable, "-m", "gpt2course.allreduce_probe", backend]
-        package = str(Path(__file__).parents[1])
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         ranks = [
             subprocess.Popen(
                 [*command, str(rank), str(world_size), store],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+                env=child_environment() | {"OMP_NUM_THREADS": "1"},
             )
             for rank in range(world_size)
         ]

@@ -5,16 +5,17 @@ Legend: B batch, T positions, N = B x T, C model width, V vocabulary.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from gpt2course.loss import IGNORE, chunked_cross_entropy
 from gpt2course.model import GPT
+from gpt2course.train.optim import learning_rate_at, make_optimizer
 
 
 class Steps(Protocol):
@@ -49,21 +50,6 @@ class Healing:
             first, last = sum(self.losses[:k]) / k, sum(self.losses[-k:]) / k
             text += f": training loss {first:.3f} -> {last:.3f} (means of {k})"
         return text + (", interrupted" if self.interrupted else "")
-
-
-def rate_at(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up to the peak over `warmup` steps, then linear to zero (Bergsma et al. 2025, arXiv:2502.15938)."""
-    return peak * min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup))
-
-
-def make_optimizer(parameters: Iterable[nn.Parameter], weight_decay: float = 0.1) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) that decays matrices and leaves biases and norms alone."""
-    every = list(parameters)
-    groups = [
-        {"params": [p for p in every if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in every if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
 
 
 def heal(
@@ -113,7 +99,7 @@ def heal(
         raise ValueError("autocast to float16 needs its loss scaled, which heal does not do; use torch.bfloat16")
     if not trained:
         raise ValueError("no parameter has requires_grad; there is nothing to train")
-    optimizer = make_optimizer(trained, weight_decay)
+    optimizer = make_optimizer(trained, weight_decay=weight_decay)
     warmup = max(1, steps // 10) if warmup is None else warmup
     device = model.wte.weight.device
     compute_loss = _loss_function(model, vocabulary)
@@ -125,8 +111,9 @@ def heal(
         with torch.random.fork_rng(), tqdm(total=steps, desc="healing", unit="step", disable=not progress) as bar:
             torch.manual_seed(seed)
             for step in range(steps):
+                rate = learning_rate_at(step, steps=steps, peak=learning_rate, schedule="linear", warmup_steps=warmup)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate_at(step, steps, learning_rate, warmup)
+                    group["lr"] = rate
                 x_BT, y_BT = (ids.to(device) for ids in batches.batch(step))
                 with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
                     loss = compute_loss(x_BT, y_BT)

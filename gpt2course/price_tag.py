@@ -23,7 +23,8 @@ from gpt2course.bench.timing import ratio, synchronize
 from gpt2course.chapters.run import machine
 from gpt2course.config import GPTConfig
 from gpt2course.data import Batches, Prepared, documents, prepare
-from gpt2course.data.prepare import encode, split_of
+from gpt2course.data.encode import encode
+from gpt2course.data.prepare import split_of
 from gpt2course.evaluate import evaluate_loss, evaluating
 from gpt2course.healing import heal
 from gpt2course.model import GPT

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from gpt2course import GPT, GPTConfig
 from gpt2course.data import Batches, TokenStream, prepare
 from gpt2course.evaluate import evaluate_loss
-from gpt2course.healing import make_optimizer, rate_at
 from gpt2course.loss import chunked_cross_entropy
 from gpt2course.pretrained import load_checkpoint, save_pretrained
+from gpt2course.train.optim import learning_rate_at, make_optimizer
 
 CONFIG = GPTConfig(n_layer=6, n_head=4, n_embd=128, block_size=512)
 WARMUP = 200
@@ -90,8 +90,11 @@ def main() -> None:
         for step in range(first, args.steps):
             if step == full_from:
                 place_unseen(model, counts_V)
+            rate = learning_rate_at(
+                step, steps=args.steps, peak=args.learning_rate, schedule="linear", warmup_steps=WARMUP
+            )
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, args.steps, args.learning_rate, warmup=WARMUP)
+                group["lr"] = rate
             x_BT, y_BT = batches.batch(step)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 if step < full_from:

@@ -26,6 +26,18 @@ torch.set_num_threads(1)
 WORST = pytest.StashKey[dict[str, tuple[float, int]]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run the campaigns marked long, which take many minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="a campaign of many minutes; run it with --long"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[WORST] = {}
 

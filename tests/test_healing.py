@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt2course import GPT, GPTConfig
-from gpt2course.healing import DivergedError, heal, rate_at
+from gpt2course.healing import DivergedError, heal
 from gpt2course.surgery import to_gqa, to_rope
 
 Lively = Callable[..., GPT]
@@ -192,15 +192,3 @@ def test_ctrl_c_keeps_what_was_learned() -> None:
     assert str(healing).endswith(", interrupted")
     assert not torch.equal(model.wte.weight, start.wte.weight)
     assert not model.training
-
-
-def test_the_rate_rises_and_falls() -> None:
-    """A peak that is missed, a division by zero, a last step at full rate."""
-    rates = [rate_at(step, 100, 0.5, warmup=10) for step in range(100)]
-    assert max(rates) == rates[9] == 0.5
-    assert rates[0] == pytest.approx(0.05)
-    assert rates[99] == pytest.approx(0.5 / 90)
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rate_at(0, 1, 0.5, warmup=1) == 0.5
-    assert all(0 < rate_at(step, 5, 0.5, warmup=50) <= 0.5 for step in range(5))

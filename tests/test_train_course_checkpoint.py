@@ -23,27 +23,6 @@ def script() -> ModuleType:
     return module
 
 
-def test_learning_rate_warms_up_to_the_peak_and_ends_near_zero(script: ModuleType) -> None:
-    """A first step at rate 0 or at full rate, a peak that is missed, a last step that is still large."""
-    rates = [script.rate_at(step, 1000, 0.5, warmup=100) for step in range(1001)]
-    assert rates[0] == pytest.approx(0.5 / 100)
-    assert rates[49] == pytest.approx(0.25)
-    assert rates[99] == max(rates) == pytest.approx(0.5)
-    assert rates[550] == pytest.approx(0.25)
-    assert rates[999] == pytest.approx(0.5 / 900)
-    assert rates[1000] == 0
-    assert rates[:100] == sorted(rates[:100])
-    assert rates[100:] == sorted(rates[100:], reverse=True)
-
-
-@pytest.mark.parametrize("steps", [1, 50, 100])
-def test_a_run_shorter_than_the_warm_up_has_a_rate(script: ModuleType, steps: int) -> None:
-    """A short trial that divides by zero, goes down the hill backwards, or passes the peak."""
-    rates = [script.rate_at(step, steps, 0.5, warmup=100) for step in range(steps)]
-    assert all(0 < rate <= 0.5 for rate in rates)
-    assert rates == sorted(rates)
-
-
 def test_a_resumed_run_forgets_what_came_after_the_last_saved_weights(script: ModuleType, tmp_path: Path) -> None:
     """Rows of a loss that the resumed weights never had, and steps that are counted twice."""
     rows = [{"step": 10}, {"step": 20, "val_loss": 5.0}, {"step": 30}, {"step": 40, "val_loss": 4.0}, {"step": 50}]

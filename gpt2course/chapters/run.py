@@ -21,6 +21,7 @@ from gpt2course.chapters.notebook import (
     read,
     write,
 )
+from gpt2course.launch import child_environment
 
 CELL_TIMEOUT = 600
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -115,24 +116,10 @@ def execute(notebook: Notebook, folder: Path, title: str) -> tuple[Notebook, flo
         )
         started = time.perf_counter()
         try:
-            client.execute(env=kernel_environment())
+            client.execute(env=child_environment())
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             raise ChapterError(f"did not run to its end:\n{error}") from error
     return notebook_of(node), time.perf_counter() - started
-
-
-def kernel_environment() -> dict[str, str]:
-    """This process's environment, with this copy of the package, and with threads that do not spin while they wait.
-
-    On a few cores that others use too, spinning costs far more than it saves (see scripts/common.sh).
-    """
-    root = str(Path(__file__).parents[2])
-    inherited = os.environ.get("PYTHONPATH")
-    return {
-        "OMP_WAIT_POLICY": "passive",
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([root, inherited] if inherited else [root]),
-    }
 
 
 def notebook_of(node: Any) -> Notebook:
