@@ -42,7 +42,7 @@ class Run:
     """what the processes wrote, each line with the rank that wrote it"""
     restarts: int = 0
     """how often torchrun started all ranks again"""
-    jsonl: Path | None = None
+    jsonl: Path | None = field(default=None, repr=False)
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of the metrics file, as dicts. Raises ValueError if the launch was not told of one."""

@@ -275,8 +275,7 @@ class Training:
 
     def measure_once(self, traffic: Traffic) -> None:
         """Bytes sent and held, which are the same in every step; counting them each time would slow every operation."""
-        N = self.world.world_size
-        self.sent = {"ring": traffic.ring_bytes(N), "gloo": traffic.gloo_bytes(N)}
+        self.sent = {"ring": traffic.ring_bytes(), "gloo": traffic.gloo_bytes()}
         self.memory = tensor_memory(self.strategy.module, self.optimizer)
 
     def evaluate(self) -> float | None:

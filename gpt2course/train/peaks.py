@@ -10,21 +10,16 @@ import torch
 
 # Words that a device's name must have, and its TFLOP/s. The first line whose words are all there counts.
 PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
-    # HGX B200 data sheet: 8 GPUs 36 PFLOP/s bfloat16 and 18 TF32 with sparsity, 600 TFLOP/s float32
-    ("B200", {"fp32": 75.0, "tf32": 1125.0, "bf16": 2250.0, "fp16": 2250.0}),
     # H200 data sheet
-    ("H200 NVL", {"fp32": 60.0, "tf32": 417.5, "bf16": 835.5, "fp16": 835.5}),
     ("H200", {"fp32": 67.0, "tf32": 494.5, "bf16": 989.5, "fp16": 989.5}),
     # H100 data sheet; H100 PCIe in its first edition
-    ("H100 NVL", {"fp32": 60.0, "tf32": 417.5, "bf16": 835.5, "fp16": 835.5}),
     ("H100 PCIe", {"fp32": 51.0, "tf32": 378.0, "bf16": 756.5, "fp16": 756.5}),
     ("H100 HBM3", {"fp32": 67.0, "tf32": 494.5, "bf16": 989.5, "fp16": 989.5}),
     # A100 data sheet: the same for SXM and PCIe, 40 and 80 GB
     ("A100", {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0, "fp16": 312.0}),
-    # data sheets of A40, A30, A10, and A10G (as offered by AWS)
+    # data sheets of A40, A30, A10
     ("A40", {"fp32": 37.4, "tf32": 74.8, "bf16": 149.7, "fp16": 149.7}),
     ("A30", {"fp32": 10.3, "tf32": 82.0, "bf16": 165.0, "fp16": 165.0}),
-    ("A10G", {"fp32": 35.0, "tf32": 35.0, "bf16": 70.0, "fp16": 70.0}),
     ("A10", {"fp32": 31.2, "tf32": 62.5, "bf16": 125.0, "fp16": 125.0}),
     # data sheets of L40S, L40, L4
     ("L40S", {"fp32": 91.6, "tf32": 183.0, "bf16": 362.0, "fp16": 362.0}),
@@ -39,7 +34,7 @@ PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
     ("RTX 3090", {"fp32": 35.6, "tf32": 35.6, "bf16": 71.0, "fp16": 71.0}),
     ("RTX 4090", {"fp32": 82.6, "tf32": 82.6, "bf16": 165.2, "fp16": 165.2}),
 )
-OTHER_CHIPS = {"MIG", "LAPTOP", "TI", "D", "SUPER"}
+OTHER_CHIPS = {"MIG", "LAPTOP", "NVL", "TI", "D", "SUPER"}
 """words that make of a known name another chip, or a slice of one"""
 
 
