@@ -1,7 +1,6 @@
 """The command `gpt2course`. Heavy modules are imported by the command that needs them, so that help comes at once."""
 
 import ast
-import inspect
 import io
 import os
 import re
@@ -16,7 +15,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from gpt2course import __version__
-from gpt2course.prices import FILE, Settings
+from gpt2course.cli_measure import bench, bench_training, price_tag
 
 Command = Callable[..., int]
 Parameters = Annotated[
@@ -135,14 +134,9 @@ def data(
     from gpt2course.data.amounts import parse_amount
     from gpt2course.data.encode import usable_cores
 
-    made = prepare(
-        corpus,
-        out,
-        val_fraction=val_fraction,
-        max_tokens=None if tokens == "all" else parse_amount(tokens),
-        shard_tokens=parse_amount(shard_tokens),
-        processes=usable_cores() if processes is None else processes,
-    )
+    limit, size = None if tokens == "all" else parse_amount(tokens), parse_amount(shard_tokens)
+    processes = usable_cores() if processes is None else processes
+    made = prepare(corpus, out, val_fraction=val_fraction, max_tokens=limit, shard_tokens=size, processes=processes)
     for split in ("train", "val"):
         print(f"{split}: {made.n_tokens[split]:,} tokens in {made.n_documents[split]:,} documents")
     print(made.folder)
@@ -205,73 +199,16 @@ def literal(word: str) -> Any:
         return word
 
 
-def bench(
-    what: Positional[Literal["attention"]],
-    quick: bool = False,
-    out: Path = Path("build/bench"),
-    device: Literal["cpu", "cuda"] = "cpu",
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    threads: int | None = None,
-    repeats: int = 9,
-    lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384),
-    contexts: tuple[int, ...] = (1024, 4096, 16384),
-    window: int = 256,
-) -> int:
-    """Measure on this machine what a window and shared key heads are worth, in training and in decoding.
-
-    Variants take turns, so compare within a run only. Medians and quartiles are shown, and how they stand to what was
-    hoped for; a target that is missed is no error. It takes several minutes and a quiet machine: torch's threads spin
-    while they wait for each other, and one other busy program can make the window eight times slower. If it can't be
-    quiet, set OMP_WAIT_POLICY=passive, and they sleep; on a quiet one that costs a fifth of the window's speed in
-    training, and more than half of MQA's in decoding.
+def export(checkpoint: Positional[Path], out: Positional[Path]) -> int:
+    """Write the model of a training checkpoint as a Hugging Face folder, which `generate --model` takes as well.
 
     Args:
-        what: attention is what can be measured.
-        quick: a miniature in seconds, to see that it runs; its times say nothing. Sizes and repeats are its own.
-        out: folder of attention.json, with every single time, and attention.png.
-        device: cpu, or cuda, where windows are computed by flex attention.
-        dtype: of all numbers.
-        threads: of the CPU; by default as many as torch takes.
-        repeats: how often each is measured; the more, the narrower the quartiles.
-        lengths: positions in training, forward and backward, with a window and without; at least three.
-        contexts: positions in the cache when a token is decoded; each more than 4 x repeats + 1.
-        window: keys that a query sees in the windowed variants.
+        checkpoint: such as runs/single/checkpoints/step-00000100, of any strategy and number of processes.
+        out: the folder to make. GPT-2's format has no room for RoPE, grouped heads or windows: such a model is refused.
     """
-    flags = {name: value for name, value in locals().items() if name not in ("what", "out")}
-    from gpt2course.bench.attention import run as measure
-    from gpt2course.bench.attention import save
-    from gpt2course.bench.report import command_line
-    from gpt2course.bench.summary import summary
+    from gpt2course.train.checkpoint import export as write
 
-    defaults = {name: parameter.default for name, parameter in inspect.signature(bench).parameters.items()}
-    report = measure(**flags, command=command_line(flags, defaults))
-    print(summary(report))
-    print(*save(report, out), sep="\n")
-    return 0
-
-
-def price_tag(
-    settings: OmitArgPrefixes[Settings],
-    out: Path = Path("build", "price_tag"),
-    resume: bool = False,
-    speed_only: bool = False,
-) -> int:
-    """What each retrofit costs a trained model: perplexity before, right after and healed; cache bytes; decoding speed.
-
-    Args:
-        settings: what to measure on.
-        out: folder of the table (JSON, a row as soon as it is done) and the figure.
-        resume: keep the rows that are there already.
-        speed_only: only measure the speeds of the rows that are there again.
-    """
-    from gpt2course.price_tag import campaign, remeasure
-
-    if speed_only:
-        made = remeasure(settings.model, out, settings.device)
-    else:
-        made = campaign(settings, out, resume)
-    print(made)
-    print(f"{out / FILE} and {(out / FILE).with_suffix('.png')}")
+    print(write(checkpoint, out))
     return 0
 
 
@@ -326,8 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "generate": generate_command() if words[:1] == ["generate"] else generate_help,
         "verify": verify,
         "data": data,
+        "export": export,
         "notebooks": notebooks,
         "bench": bench,
+        "bench-training": bench_training,
         "price-tag": price_tag,
     }
     try:

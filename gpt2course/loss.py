@@ -39,7 +39,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         low_VC = head_VC.to(dtype)
         total = torch.zeros((), dtype=_loss_dtype(dtype), device=h_NC.device)
         grad_h_NC = torch.zeros_like(h_NC) if needs_h else None
-        grad_head_VC = torch.zeros_like(head_VC) if needs_head else None
+        # Summed in float32 at least: many small chunks added in bfloat16 would lose the small ones.
+        sum_dtype = torch.promote_types(head_VC.dtype, total.dtype)
+        grad_head_VC = torch.zeros_like(head_VC, dtype=sum_dtype) if needs_head else None
         for start in range(0, h_NC.shape[0], chunk):
             rows = slice(start, start + chunk)
             low_nC = h_NC[rows].to(dtype)
@@ -59,9 +61,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_head_VC is not None and grad_head_VC.dtype == dtype:
                 grad_head_VC.addmm_(low_nV.t(), low_nC)
             elif grad_head_VC is not None:
-                # Summed in the weight's own precision: many small chunks added in bfloat16 would lose the small ones.
                 grad_head_VC += low_nV.t() @ low_nC
         ctx.save_for_backward(grad_h_NC, grad_head_VC)
+        ctx.head_dtype = head_VC.dtype
         return total
 
     @staticmethod
@@ -71,7 +73,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_h_NC, grad_head_VC = ctx.saved_tensors
         return (
             None if grad_h_NC is None else grad_h_NC * grad_total.to(grad_h_NC.dtype),
-            None if grad_head_VC is None else grad_head_VC * grad_total.to(grad_head_VC.dtype),
+            None if grad_head_VC is None else (grad_head_VC * grad_total.to(grad_head_VC.dtype)).to(ctx.head_dtype),
             None,
             None,
             None,

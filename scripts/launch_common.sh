@@ -157,7 +157,8 @@ launch() {
     printf '\n'
     exit 0
   fi
-  said=$("$python" "$ROOT/$SCRIPT" --check "$((nnodes * nproc))" ${flags[@]+"${flags[@]}"} 2>&1) ||
+  # NPROC_PER_NODE: all processes together are more than the GPUs of this machine.
+  said=$(NPROC_PER_NODE="$nproc" "$python" "$ROOT/$SCRIPT" --check "$((nnodes * nproc))" ${flags[@]+"${flags[@]}"} 2>&1) ||
     die "$SCRIPT refuses these options, and nothing was started:
 $said"
   exec "${command[@]}"

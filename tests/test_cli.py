@@ -14,7 +14,18 @@ from gpt2course.data import Prepared
 from gpt2course.generate import GenerateOptions, generate
 from gpt2course.pretrained import save_pretrained
 
-COMMANDS = ["doctor", "run", "generate", "verify", "data", "notebooks", "bench", "price-tag"]
+COMMANDS = [
+    "doctor",
+    "run",
+    "generate",
+    "verify",
+    "data",
+    "export",
+    "notebooks",
+    "bench",
+    "bench-training",
+    "price-tag",
+]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -195,6 +206,19 @@ def test_data_says_where_the_shards_are(tmp_path: Path, capsys: Capture) -> None
     assert Path(shown[-1]) == tmp_path / "shards"
     made = Prepared.open(Path(shown[-1]))
     assert made.n_tokens["val"] == pytest.approx(made.n_tokens["train"], rel=0.1)
+
+
+def test_data_takes_amounts_with_suffixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """`--tokens 10B` that is refused, or that means 10 tokens."""
+    (tmp_path / "text").write_text("one line of text\n" * 4000)
+    for name in ("--tokens", "--max-tokens"):
+        words = ["data", str(tmp_path / "text"), "--out", str(tmp_path / name), name, "1.5k", "--shard-tokens", "5k"]
+        assert cli.main(words) == 0
+        made = Prepared.open(tmp_path / name)
+        assert made.max_tokens == 1500
+        assert [len(part) for part in made.stream("train").parts][:-1] == [5000] * (made.n_tokens["train"] // 5000)
+    assert cli.main(["data", "stdlib", "--tokens", "10X"]) == 2
+    assert "'10X' is no amount; write a whole number, or one with a suffix" in capsys.readouterr().err
 
 
 def test_parameters_are_read_as_their_defaults_are(tmp_path: Path) -> None:

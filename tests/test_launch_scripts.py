@@ -194,6 +194,14 @@ def test_what_cannot_work_is_refused_with_the_mend(tree: Path, flags: str, more:
     assert "ready" not in refused.stdout
 
 
+def test_the_check_knows_how_many_processes_are_on_this_machine(tree: Path) -> None:
+    """Bug: the processes of all machines counted against the GPUs of one; every run on several was refused."""
+    says = "import os, sys; sys.exit(f'{os.environ[\"NPROC_PER_NODE\"]} here of {sys.argv[2]}')"
+    (tree / "scripts/train_ddp.py").write_text(says)
+    refused = call(tree, "scripts/launch_ddp.sh --nproc 8", **TWO)
+    assert "8 here of 16" in refused.stderr
+
+
 @pytest.mark.distributed
 def test_the_launcher_becomes_torchrun_so_that_a_signal_reaches_the_processes(tree: Path) -> None:
     """A shell in between: Slurm's SIGTERM ends the shell, nobody saves, and the processes stay."""

@@ -8,23 +8,16 @@ import sysconfig
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 from tqdm.auto import tqdm
 
+from gpt2course.data.hub_stream import Document, HubDocuments
+
 TINYSHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 NOT_COURSE_TEXT = {"site-packages", "__pycache__", "test", "tests", "idle_test"}
-
-
-@dataclass(frozen=True)
-class Document:
-    """One document: the unit that goes whole into training or into validation."""
-
-    name: str
-    text: str
 
 
 def cache_dir() -> Path:
@@ -118,23 +111,11 @@ def _folder(folder: Path) -> Iterator[Document]:
         warnings.warn(f"skipped in {folder}: {skipped:,} with a NUL byte, which is no text", stacklevel=2)
 
 
-def _hugging_face(repo: str, config: str | None) -> Iterator[Document]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ValueError(f"the data set {repo} needs the extra: pip install 'gpt2course[hub]'") from error
-    stream = load_dataset(repo, config, split="train", streaming=True)
-    for number, row in enumerate(stream):
-        if "text" not in row:
-            raise ValueError(f"{repo} has no column 'text', only {', '.join(sorted(row))}")
-        yield Document(str(row.get("id", number)), row["text"])
-
-
 CORPORA: dict[str, Callable[[], Iterator[Document]]] = {
     "stdlib": _stdlib,
     "stdlib-prose": _stdlib_prose,
     "tinyshakespeare": _tinyshakespeare,
-    "fineweb-edu": lambda: _hugging_face("HuggingFaceFW/fineweb-edu", "sample-10BT"),
+    "fineweb-edu": lambda: HubDocuments("HuggingFaceFW/fineweb-edu", "sample-10BT"),
 }
 
 
@@ -156,7 +137,7 @@ def documents(corpus: str | Path) -> Iterator[Document]:
         return CORPORA[str(corpus)]()
     if str(corpus).startswith("hf:"):
         repo, _, config = str(corpus).removeprefix("hf:").partition(":")
-        return _hugging_face(repo, config or None)
+        return HubDocuments(repo, config or None)
     path = Path(corpus).expanduser()
     if path.is_file():
         if _is_binary(path):

@@ -2,27 +2,24 @@
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from tqdm.auto import tqdm
 
-from gpt2course.data.corpora import Document, cache_dir, documents
-from gpt2course.data.shards import TokenStream, write_shard
-from gpt2course.tokenizer import EOT, VOCAB_BPE_SHA256, get_tokenizer
+from gpt2course.data.corpora import cache_dir, documents
+from gpt2course.data.encode import Place, chunks, encode_in_order
+from gpt2course.data.growing import META, SPLITS, GrowingCorpus, remove_lock
+from gpt2course.data.hub_stream import Document, HubDocuments
+from gpt2course.data.shards import TokenStream
+from gpt2course.tokenizer import VOCAB_BPE_SHA256
 
-META = "meta.json"
 FORMAT = 2  # of the folder; part of its name in the cache, so that a change of it makes a new folder
-SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -102,62 +99,6 @@ def assign(docs: Iterable[Document], val_fraction: float) -> Iterator[tuple[str,
         yield split_of(document.name, val_fraction), document
 
 
-def encode(item: tuple[str, Document]) -> tuple[str, int, np.ndarray]:
-    """Split, bytes of text, and token ids of one document, `<|endoftext|>` at its end."""
-    split, document = item
-    ids = get_tokenizer().encode_ordinary(document.text)
-    return split, len(document.text.encode()), np.array([*ids, EOT], dtype=np.uint16)
-
-
-class _SplitWriter:
-    """Collects tokens of one split and writes a shard whenever one is full."""
-
-    def __init__(self, folder: Path, split: str, shard_tokens: int) -> None:
-        self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
-        self.buffer: list[np.ndarray] = []
-        self.buffered = self.n_documents = self.n_tokens = self.n_bytes = self.n_shards = 0
-        self.digest = hashlib.sha256()
-
-    def add(self, n_bytes: int, ids: np.ndarray) -> None:
-        self.buffer.append(ids)
-        self.buffered += len(ids)
-        self.n_documents += 1
-        self.n_tokens += len(ids)
-        self.n_bytes += n_bytes
-        self.digest.update(ids.astype("<u2").tobytes())
-        if self.buffered >= self.shard_tokens:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self.buffered:
-            return
-        ids = np.concatenate(self.buffer)
-        for start in range(0, len(ids), self.shard_tokens):
-            write_shard(self.folder / f"{self.split}_{self.n_shards:06d}.bin", ids[start : start + self.shard_tokens])
-            self.n_shards += 1
-        self.buffer, self.buffered = [], 0
-
-
-@contextmanager
-def _encoder_map(processes: int) -> Iterator:
-    if processes == 1:
-        yield map
-        return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-
-        def in_batches(function: Callable, items: Iterable) -> Iterator:
-            # imap alone reads its input to the end at once: a streamed corpus would pile up in memory. So it gets
-            # batches, one being tokenised while the next is read.
-            source, at_work = iter(items), deque[Iterable]()
-            while batch := list(islice(source, 64 * processes)):
-                at_work.append(pool.imap(function, batch, chunksize=16))
-                if len(at_work) > 1:
-                    yield from at_work.popleft()
-            yield from chain.from_iterable(at_work)
-
-        yield in_batches
-
-
 def _source_key(corpus: str) -> str:
     """What tells two versions of a local corpus apart without reading it: names, sizes and times of its files."""
     path = Path(corpus).expanduser()
@@ -165,6 +106,12 @@ def _source_key(corpus: str) -> str:
         return corpus
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return "\n".join(f"{p}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files)
+
+
+def _source_digest(corpus: str) -> str:
+    """What else the tokens of a corpus depend on: its files, or Python's own."""
+    python = sys.version if corpus.startswith("stdlib") else ""
+    return hashlib.sha256(f"{_source_key(corpus)}\0{python}".encode()).hexdigest()
 
 
 def default_folder(corpus: str, val_fraction: float, max_tokens: int | None) -> Path:
@@ -176,20 +123,34 @@ def default_folder(corpus: str, val_fraction: float, max_tokens: int | None) -> 
     return cache_dir() / "tokens" / f"{slug}-{digest}"
 
 
-def put_in_place(made: Path, folder: Path) -> None:
-    """Give a finished folder its name, unless another process, which made the same one, was faster."""
-    try:
-        made.rename(folder)
-    except OSError:
-        if not (folder / META).exists():
-            raise
-
-
 def refuse_other(found: Prepared, **wanted: str | float | None) -> None:
     """Raise ValueError if a folder was made from another corpus or with other settings than are wanted now."""
     if differ := [name for name, value in wanted.items() if getattr(found, name) != value]:
         told = "; ".join(f"{name} {getattr(found, name)}, not {wanted[name]}" for name in differ)
         raise ValueError(f"{found.folder} was made with {told}; choose another folder or remove it")
+
+
+def refuse_small_disk(folder: Path, max_tokens: int) -> None:
+    """Raise OSError if the tokens that are asked for, 2 bytes each, can't fit beside what is there of them already."""
+    part = folder.with_name(folder.name + ".part")
+    there = sum(path.stat().st_size for path in part.glob("*.bin"))
+    disk = next(parent for parent in part.absolute().parents if parent.exists())
+    needed, free = 2 * max_tokens - there, shutil.disk_usage(disk).free
+    if needed > free:
+        raise OSError(
+            f"{max_tokens:,} tokens take {needed / 1e9:,.1f} GB in {folder.parent}, and {free / 1e9:,.1f} GB are free; "
+            "make room, choose another folder with --out, or fewer --tokens"
+        )
+
+
+def remaining(source: Iterator[Document], val_fraction: float, place: Place | None) -> Iterator[tuple[str, Document]]:
+    """The documents behind a place, each with its split."""
+    if place is None:
+        return assign(source, val_fraction)
+    if place.stream is None or not isinstance(source, HubDocuments):
+        return islice(assign(source, val_fraction), place.items, None)
+    source.go_to(place.stream)
+    return ((split_of(document.name, val_fraction), document) for document in source)
 
 
 def prepare(
@@ -204,19 +165,24 @@ def prepare(
 ) -> Prepared:
     """Tokenise a corpus into shards, or open them if that was done before.
 
+    A run that was stopped or killed goes on when it is called again with the same arguments; what it lost is at most
+    10 million tokens' work. The shards are the same to the byte, whatever the number of processes and of kills.
+
     Args:
         corpus: see `documents`.
-        folder: where to put the shards; by default a folder of the cache. It appears whole or not at all.
+        folder: where to put the shards; by default a folder of the cache. It appears whole or not at all; until then
+            they lie beside it, in a folder with ".part" at its name's end.
         val_fraction: share of documents (of characters, if there is but one document) kept for validation.
         max_tokens: stop at the end of the document with which there are this many tokens and both splits have some; no
             document is cut short.
         shard_tokens: tokens a shard, 2 bytes each.
         processes: worker processes that tokenise; 1 works in this process.
-        progress: show a bar.
+        progress: show a bar, with the time left if `max_tokens` is given.
 
     Raises:
         ValueError: for bad arguments, an unknown corpus, one too small to split, or a folder made with others.
         ConnectionError: if the corpus must be fetched and cannot.
+        OSError: if the disk is full, or too small for `max_tokens`.
     """
     name = str(corpus)
     if not 0.0 < val_fraction < 1.0:
@@ -226,47 +192,73 @@ def prepare(
             f"shard_tokens {shard_tokens}, processes {processes}, max_tokens {max_tokens}: each at least 1"
         )
     folder = folder or default_folder(name, val_fraction, max_tokens)
-    if (folder / META).exists():
-        found = Prepared.open(folder)
-        refuse_other(found, corpus=name, val_fraction=val_fraction, max_tokens=max_tokens)
-        return found
-    if folder.exists():
-        raise ValueError(f"{folder} exists and holds no finished corpus; choose another folder or remove it")
-    source = documents(corpus)
+    wanted: dict[str, str | float | None] = {"corpus": name, "val_fraction": val_fraction, "max_tokens": max_tokens}
+    if not (folder / META).exists():
+        if folder.exists():
+            raise ValueError(f"{folder} exists and holds no finished corpus; choose another folder or remove it")
+        source = documents(corpus)
+        if max_tokens is not None:
+            refuse_small_disk(folder, max_tokens)
+        settings = {**wanted, "shard_tokens": shard_tokens, "source": _source_digest(name)}
+        with GrowingCorpus(folder, settings, shard_tokens, progress) as growing:
+            if not growing.finished:
+                _grow(growing, source, name, val_fraction, max_tokens, processes)
+    remove_lock(folder)
+    found = Prepared.open(folder)
+    refuse_other(found, **wanted)
+    return found
 
-    beside = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        writers = {split: _SplitWriter(beside, split, shard_tokens) for split in SPLITS}
-        total = 0
-        with (
-            _encoder_map(processes) as encoder_map,
-            tqdm(desc=f"tokenising {Path(name).name}", unit="tok", unit_scale=True, disable=not progress) as bar,
-        ):
-            for split, n_bytes, ids in encoder_map(encode, assign(source, val_fraction)):
-                writers[split].add(n_bytes, ids)
-                total += len(ids)
+
+def _grow(
+    growing: GrowingCorpus,
+    source: Iterator[Document],
+    name: str,
+    val_fraction: float,
+    max_tokens: int | None,
+    processes: int,
+) -> None:
+    """Tokenise what is still missing, and finish."""
+
+    def enough() -> bool:
+        both = all(split.n_tokens for split in growing.splits.values())
+        return max_tokens is not None and growing.n_tokens >= max_tokens and both
+
+    items = remaining(source, val_fraction, growing.place)
+    begin = growing.place.items if growing.place else 0
+    work = chunks(items, begin, lambda: source.state() if isinstance(source, HubDocuments) else None)
+    with (
+        closing(encode_in_order(work, processes)) as encoded,
+        tqdm(
+            desc=f"tokenising {Path(name).name}",
+            total=max_tokens,
+            initial=growing.n_tokens,
+            unit="tok",
+            unit_scale=True,
+            disable=not growing.progress,
+        ) as bar,
+    ):
+        for part, place in encoded:
+            for split, n_bytes, ids in part:
+                growing.splits[split].add(n_bytes, ids)
                 bar.update(len(ids))
-                if max_tokens is not None and total >= max_tokens and all(w.n_tokens for w in writers.values()):
+                if enough():
                     break
-        for split, writer in writers.items():
-            writer.flush()
-            if writer.n_bytes == 0:
-                raise ValueError(f"no text of {name} fell to {split}; give more documents or another val_fraction")
-        result = Prepared(
-            folder=folder,
-            corpus=name,
-            val_fraction=val_fraction,
-            max_tokens=max_tokens,
-            n_documents={split: w.n_documents for split, w in writers.items()},
-            n_tokens={split: w.n_tokens for split, w in writers.items()},
-            n_bytes={split: w.n_bytes for split, w in writers.items()},
-            fingerprint=hashlib.sha256(b"".join(writers[split].digest.digest() for split in SPLITS)).hexdigest(),
-        )
-        stored = {key: value for key, value in asdict(result).items() if key != "folder"}
-        (beside / META).write_text(json.dumps(stored, indent=2) + "\n")
-        put_in_place(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return result
+            if enough():
+                break
+            if growing.due():
+                growing.commit(place)
+    for split, grown in growing.splits.items():
+        if grown.n_bytes == 0:
+            raise ValueError(f"no text of {name} fell to {split}; give more documents or another val_fraction")
+    digests = b"".join(growing.splits[split].digest.digest() for split in SPLITS)
+    meta = Prepared(
+        folder=growing.folder,
+        corpus=name,
+        val_fraction=val_fraction,
+        max_tokens=max_tokens,
+        n_documents={split: grown.n_documents for split, grown in growing.splits.items()},
+        n_tokens={split: grown.n_tokens for split, grown in growing.splits.items()},
+        n_bytes={split: grown.n_bytes for split, grown in growing.splits.items()},
+        fingerprint=hashlib.sha256(digests).hexdigest(),
+    )
+    growing.finish({key: value for key, value in asdict(meta).items() if key != "folder"})

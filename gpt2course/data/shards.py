@@ -5,6 +5,7 @@ of zero. The header says how long the file must be, so a truncated shard is refu
 so a foreign one is refused too.
 """
 
+import mmap
 import os
 import struct
 from bisect import bisect_right
@@ -22,6 +23,11 @@ VERSION = 1
 HEADER = struct.Struct("<8sI4x32sQ8x")
 
 Tokens = npt.NDArray[np.uint16]
+
+
+def header(count: int) -> bytes:
+    """The first 64 bytes of a shard of so many tokens."""
+    return HEADER.pack(MAGIC, VERSION, bytes.fromhex(VOCAB_BPE_SHA256), count)
 
 
 def write_shard(path: Path, tokens: npt.ArrayLike) -> None:
@@ -43,7 +49,7 @@ def write_shard(path: Path, tokens: npt.ArrayLike) -> None:
         raise ValueError(f"token ids run from {ids.min()} to {ids.max()}; GPT-2 has 0 to {VOCAB_SIZE - 1}")
     beside = path.with_name(path.name + ".part")
     with beside.open("wb") as file:
-        file.write(HEADER.pack(MAGIC, VERSION, bytes.fromhex(VOCAB_BPE_SHA256), ids.size))
+        file.write(header(ids.size))
         file.write(ids.astype("<u2").tobytes())
         file.flush()
         os.fsync(file.fileno())
@@ -83,6 +89,9 @@ class TokenShard:
             if count
             else np.empty(0, dtype=np.uint16)
         )
+        if isinstance(self.tokens.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+            # A window is 2 kB; the system would read 128 kB around each, and a run reads them in random order.
+            self.tokens.base.madvise(mmap.MADV_RANDOM)
 
     def __len__(self) -> int:
         return len(self.tokens)

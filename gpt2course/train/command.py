@@ -54,6 +54,6 @@ def _parse(config_class: type[Config]) -> Config:
 
 
 def _refuse(text: str) -> NoReturn:
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # of each machine: what is missing may be missing on one of them
         print(text, file=sys.stderr)
     sys.exit(2)

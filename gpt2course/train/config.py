@@ -14,6 +14,7 @@ import torch
 import tyro
 
 from gpt2course.config import PRESETS, GPTConfig
+from gpt2course.data.corpora import documents
 from gpt2course.train.optim import Schedule, schedule_problems
 from gpt2course.train.world import choose_device
 
@@ -31,7 +32,7 @@ class TrainConfig:
     model: GPTConfig = field(default_factory=lambda: SMALL)
     """the architecture, field by field"""
     corpus: str = "stdlib"
-    """what to train on: a corpus that `gpt2course data` knows, or a folder of shards that it made"""
+    """what to train on: a folder of shards from `gpt2course data`, or, if it is small, a corpus that it knows"""
     out: Path = Path("runs/small")
     """folder of the run: config.json, metrics.jsonl, checkpoints/"""
     batch_size: int = 12
@@ -70,7 +71,7 @@ class TrainConfig:
     """auto takes a GPU where there is one"""
     resume: str = "auto"
     """auto goes on from the newest checkpoint in --out if there is one; never starts anew, in an empty folder; or the
-    path of a checkpoint"""
+    path of a checkpoint of another run to begin from, if --out has none yet (started again, it goes on from its own)"""
     save_every: int = 50
     """steps between checkpoints; 0 saves at the end only"""
     keep_last: int = 2
@@ -104,6 +105,13 @@ class TrainConfig:
             )
         if self.resume not in ("auto", "never") and not Path(self.resume).is_dir():
             found.append(f"resume is {self.resume!r}, and there is no such folder; give auto, never, or a checkpoint")
+        elif Path(self.resume).resolve().parent == (self.out / "checkpoints").resolve():
+            found.append("resume is a checkpoint of this very run; use auto, or another --out to go back to it")
+        if not (Path(self.corpus) / "meta.json").is_file():
+            try:
+                documents(self.corpus)
+            except ValueError as error:
+                found.append(f"corpus: {error}")
         return found + self._device_problems(world_size)
 
     def _number_problems(self) -> list[str]:

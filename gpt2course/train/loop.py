@@ -5,6 +5,7 @@ seed of dropout (of the rank, too). So a checkpoint has no generators and no pos
 that goes on from one can't replay or skip a batch.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -117,6 +118,9 @@ class Training:
         self.memory: dict[str, int] = {}
         self.restore()
         self.first_step = self.step
+        if self.world.first:
+            config.out.mkdir(parents=True, exist_ok=True)
+            (config.out / "config.json").write_text(f"{config}\n")
         self.log = MetricsLog(
             config.metrics_path,
             self.world,
@@ -127,13 +131,13 @@ class Training:
     def restore(self) -> None:
         """Go on from the checkpoint that the config asks for, if there is one."""
         config = self.config
-        path = self.checkpoints.newest() if config.resume in ("auto", "never") else Path(config.resume)
+        path = self.checkpoints.newest()
+        if path is None and config.resume not in ("auto", "never"):
+            path = Path(config.resume)
         if path is None:
-            if self.world.first:
-                config.out.mkdir(parents=True, exist_ok=True)
-                (config.out / "config.json").write_text(f"{config}\n")
             return
-        if config.resume == "never":
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by torchrun: the run is this one
+        if config.resume == "never" and not restarted:
             raise ValueError(f"{config.out} holds a run, saved at {path.name}; choose another --out, or --resume auto")
         meta = self.checkpoints.load(path, self.strategy.module, self.optimizer)
         ours = self.meta()
@@ -144,7 +148,10 @@ class Training:
             )
         self.step, self.tokens = meta["step"], meta["tokens"]
         self.skipped, self.bad_in_row = meta["skipped"], meta["bad_in_row"]
-        self.val_loss, self.scale = meta["val_loss"], LossScale(**meta["loss_scale"])
+        self.val_loss = meta["val_loss"]
+        saved = LossScale(**meta["loss_scale"])
+        if saved.moves == self.scale.moves:  # else the precision has changed, and the scale begins as its own
+            self.scale = saved
 
     def meta(self) -> dict[str, Any]:
         """What a checkpoint says besides its tensors."""
@@ -204,7 +211,7 @@ class Training:
     def take_step(self) -> dict[str, Any]:
         """One optimizer step; its row of the log."""
         config, world, clock = self.config, self.world, self.clock
-        traffic = None if self.sent else Traffic()
+        traffic = None if self.sent else Traffic()  # the same in every step; counting slows every operation
         clock.start()
         started = time.perf_counter()
         torch.manual_seed(step_seed(config.seed, self.step, world.rank))
@@ -236,7 +243,9 @@ class Training:
             apply_gradients(self.optimizer, self.parameters, norm, config.clip)
         self.scale.update(bool(bad))
         if traffic is not None:
-            self.measure_once(traffic)
+            self.sent = {"ring": traffic.ring_bytes(), "gloo": traffic.gloo_bytes()}
+        if not self.memory.get("optimizer"):  # until a step was taken: the first is often skipped in float16
+            self.memory = tensor_memory(self.strategy.module, self.optimizer)
         self.optimizer.zero_grad()
         clock.mark("optimizer")
         seconds = clock.finish()
@@ -272,11 +281,6 @@ class Training:
             decay_fraction=c.decay_fraction,
             final_fraction=c.final_fraction,
         )
-
-    def measure_once(self, traffic: Traffic) -> None:
-        """Bytes sent and held, which are the same in every step; counting them each time would slow every operation."""
-        self.sent = {"ring": traffic.ring_bytes(), "gloo": traffic.gloo_bytes()}
-        self.memory = tensor_memory(self.strategy.module, self.optimizer)
 
     def evaluate(self) -> float | None:
         """The held-out loss, where there is held-out text."""

@@ -4,6 +4,7 @@ Legend: B batch, T positions.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ class RangeTest:
     smooth: tuple[float, ...]
     """their running mean, without a lag at the start (as in Adam's averages)"""
     suggestion: float | None
-    """a tenth of the rate at which the smooth loss was lowest; None if there is no such place"""
+    """see `suggest`; None if there is no such place"""
     why: str
     """how the test ended, in a sentence"""
 
@@ -115,14 +116,38 @@ def find_learning_rate(
         for module, mode in modes.items():
             module.training = mode
         model.zero_grad()
-    return RangeTest(tuple(rates), tuple(losses), tuple(smooth), *_judge(rates, smooth, why))
+    return RangeTest(tuple(rates), tuple(losses), tuple(smooth), suggest(rates, smooth), _told(rates, smooth, why))
 
 
-def _judge(rates: list[float], smooth: list[float], why: str) -> tuple[float | None, str]:
-    """The suggestion, and how the test ended, with what keeps it from suggesting anything."""
-    low = min(range(len(smooth)), key=lambda i: smooth[i] if math.isfinite(smooth[i]) else math.inf)
+def suggest(rates: Sequence[float], smooth: Sequence[float]) -> float | None:
+    """The smaller of two rules of thumb: a tenth of the rate with the lowest loss, and the rate of the steepest fall.
+
+    Each alone is caught out at times: the first by a loss that lies flat over two decades, the second by one that falls
+    fastest just before it turns.
+
+    Args:
+        rates: rising, each the same factor above the one before.
+        smooth: running mean of the loss at each.
+
+    Returns:
+        None if the loss is lowest at the first rate or at the last.
+    """
+    low = _lowest(smooth)
+    if low in (0, len(smooth) - 1):
+        return None
+    falls = [smooth[i] - smooth[i + 1] for i in range(low)]
+    return min(rates[low] / 10, rates[falls.index(max(falls))])
+
+
+def _lowest(smooth: Sequence[float]) -> int:
+    return min(range(len(smooth)), key=lambda i: smooth[i] if math.isfinite(smooth[i]) else math.inf)
+
+
+def _told(rates: Sequence[float], smooth: Sequence[float], why: str) -> str:
+    """How the test ended, with what it means for a suggestion."""
+    low = _lowest(smooth)
     if low == 0:
-        return None, f"{why}; it never fell below its start: begin lower, or look at the model and its data"
+        return f"{why}; it never fell below its start: begin lower, or look at the model and its data"
     if low == len(smooth) - 1:
-        return None, f"{why} and still falling: end higher"
-    return rates[low] / 10, f"{why}; it was lowest at {rates[low]:.1e}"
+        return f"{why} and still falling: end higher"
+    return f"{why}; it was lowest at {rates[low]:.1e}"

@@ -1,6 +1,6 @@
 """One function a strategy: the same GPT for one process, for DDP, and for FSDP.
 
-Each applies, in this order: activation checkpointing, compile, shard. What differs between the strategies is all in
+Each applies, in this order: compile, activation checkpointing, shard. What differs between the strategies is all in
 here; the loop does not know which one it drives. Gradients are SUMMED over the processes, never averaged: each
 micro-batch's loss is divided by the number of valid tokens of the whole global batch, so the sum is the gradient of
 the mean over all tokens, however unevenly the tokens lie on the processes.
@@ -19,6 +19,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from gpt2course.loss import IGNORE
 from gpt2course.model import GPT
 from gpt2course.train.comm import SumState, summing_hook
 from gpt2course.train.config import TrainConfig
@@ -54,12 +55,22 @@ def seeded(config: TrainConfig, device: torch.device) -> GPT:
 
 
 def prepare(model: GPT, config: TrainConfig) -> None:
-    """Activation checkpointing and compile, block by block and in place. Sharding comes after both."""
+    """Compile and activation checkpointing, block by block and in place. Sharding comes after both.
+
+    In this order: torch's `checkpoint` runs what it is in front of uncompiled, unless it was compiled before.
+    """
     for block in model.h:
+        if config.compile:
+            block.forward = torch.compile(block.forward)
         if config.checkpoint_activations:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        if config.compile:
-            block.compile()
+
+
+def _check_joined(name: str) -> None:
+    if not torch.distributed.is_initialized():
+        raise ValueError(
+            f"{name} takes processes that torchrun started; use ./scripts/launch_{name}.sh, with --nproc 1 for one alone"
+        )
 
 
 def _autocast(config: TrainConfig, world: World) -> Callable[[], AbstractContextManager[object]]:
@@ -81,18 +92,41 @@ def ddp(config: TrainConfig, world: World, bucket_mb: float = 25.0) -> Strategy:
     Args:
         config, world: the run.
         bucket_mb: MiB of gradients that travel together; small ones start earlier, large ones have less overhead.
+
+    Raises:
+        ValueError: if this process has not joined any others, not even as the only one.
     """
+    _check_joined("ddp")
     model = seeded(config, world.device)
     prepare(model, config)
     devices = [world.device] if world.device.type == "cuda" else None
     wrapped = DistributedDataParallel(model, device_ids=devices, bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True)
     sums = SumState()
     wrapped.register_comm_hook(sums, summing_hook)
+    settle_buckets(wrapped, config, world)
+    sums.last_started = None
 
     def accumulate(last: bool) -> AbstractContextManager[object]:
         return nullcontext() if last else wrapped.no_sync()
 
     return Strategy("ddp", world, wrapped, model, accumulate, _autocast(config, world), sums)
+
+
+def settle_buckets(wrapped: DistributedDataParallel, config: TrainConfig, world: World) -> None:
+    """Have DDP order its buckets for good, by a pass in which nothing is to be predicted.
+
+    DDP sorts gradients into other buckets after its first backward pass, by when they were ready. The last bit of a
+    sum of three depends on where in a bucket it lies. So the first step after a restart would not be the step that an
+    undisturbed run takes, in which the buckets had been sorted long ago.
+    """
+    rows = max(1, config.batch_size // (world.world_size * config.grad_accum_steps))  # as in a step, for torch.compile
+    x_bT = torch.zeros(rows, config.model.block_size, dtype=torch.int64, device=world.device)
+    y_bT = torch.full_like(x_bT, IGNORE)
+    with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []), _autocast(config, world)():
+        wrapped(x_bT, y_bT, reduction="sum").backward()
+        wrapped.zero_grad()
+        with wrapped.no_sync():
+            wrapped(x_bT, y_bT, reduction="sum")  # the sorting is done at the start of a second forward pass
 
 
 def fsdp(
@@ -119,8 +153,9 @@ def fsdp(
         cpu_offload: keep shards and averages in the memory of the CPU.
 
     Raises:
-        ValueError: if world_size is not divisible by replicas.
+        ValueError: if world_size is not divisible by replicas, or this process has not joined any others.
     """
+    _check_joined("fsdp")
     mesh = make_mesh(world, replicas)
     with torch.device("meta"):
         model = GPT(config.model)

@@ -13,6 +13,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""environment variable: where torchrun looks for the error of this process"""
+
 
 @dataclass(frozen=True)
 class World:
@@ -105,15 +108,35 @@ def leave(code: int = 0) -> NoReturn:
     A gloo group that is destroyed at once, or left to the interpreter's end, now and then aborts the process (SIGABRT)
     or hangs it: a thread of gloo's waits for the interpreter while the interpreter waits for the thread. So: wait for
     all, let the threads come to rest, destroy, flush, and end without the interpreter's own cleaning up. After an
-    error there is nobody to wait for.
+    error there is nobody to wait for; nor if another process is lost here, after which this one ends with 1.
     """
     if code == 0 and dist.is_initialized():
-        dist.barrier()
-        time.sleep(0.2)
-        dist.destroy_process_group()
+        try:
+            dist.barrier()
+            time.sleep(0.2)
+            dist.destroy_process_group()
+        except RuntimeError:
+            traceback.print_exc()
+            code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _recorded(main: Callable[[], None]) -> None:
+    """Call main; if it raises, torchrun finds the error's traceback in the file it named, whole or not at all.
+
+    When one process is lost, the others fail as well, and torchrun ends them while they write theirs. Half a file is
+    not JSON, on which torchrun itself fails and starts nothing again.
+    """
+    file = os.environ.get(ERROR_FILE)
+    if file is not None:
+        os.environ[ERROR_FILE] = f"{file}.part"
+    try:
+        record(main)()
+    finally:
+        if file is not None and os.path.exists(f"{file}.part"):
+            os.replace(f"{file}.part", file)
 
 
 def guarded(main: Callable[[], None]) -> NoReturn:
@@ -122,7 +145,7 @@ def guarded(main: Callable[[], None]) -> NoReturn:
     The error's traceback is kept where torchrun looks for it, so that its summary shows the rank that failed first.
     """
     try:
-        record(main)()
+        _recorded(main)
     except SystemExit as end:
         leave(end.code if isinstance(end.code, int) else int(end.code is not None))
     except BaseException:

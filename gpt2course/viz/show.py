@@ -63,6 +63,13 @@ def display_with_words(data: dict[str, Any], metadata: dict[str, Any], alt: str)
     from IPython.display import display
 
     display(data, metadata=metadata, raw=True)
+    display_words(alt)
+
+
+def display_words(alt: str) -> None:
+    """Display an alt text, folded."""
+    from IPython.display import display
+
     folded = f"<details><summary>Figure in words</summary><p>{escape(alt)}</p></details>"
     display({"text/html": folded, "text/plain": alt}, raw=True)
 

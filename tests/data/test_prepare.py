@@ -158,7 +158,7 @@ def test_max_tokens_leaves_something_to_validate_on(corpus: Path, tmp_path: Path
 def test_second_time_opens_what_is_there(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Minutes of tokenising at each start."""
     first = prepare(corpus, progress=False)
-    monkeypatch.setattr(MODULE, "encode", None)
+    monkeypatch.setattr(MODULE, "encode_in_order", None)
     assert prepare(corpus, progress=False) == first
     assert prepare(str(corpus), progress=False) == first
     assert Prepared.open(first.folder) == first

@@ -1,6 +1,7 @@
 """What `prepare` leaves behind when it cannot finish, and what it says."""
 
 import importlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from made_corpus import TEXTS
 from gpt2course.data import Prepared, prepare
 from gpt2course.data.prepare import META, default_folder
 
+ENCODE = importlib.import_module("gpt2course.data.encode")
 MODULE = importlib.import_module("gpt2course.data.prepare")  # the package has a function of that name
 
 
@@ -18,7 +20,7 @@ def test_interrupted_run_leaves_nothing(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     """A run stopped half way, and a next one that trains on half the corpus."""
-    real, calls = MODULE.encode, 0
+    real, calls = ENCODE.encode, 0
 
     def stop(item: Any) -> Any:
         nonlocal calls
@@ -27,7 +29,7 @@ def test_interrupted_run_leaves_nothing(
             raise error("stopped")
         return real(item)
 
-    monkeypatch.setattr(MODULE, "encode", stop)
+    monkeypatch.setattr(ENCODE, "encode", stop)
     out = tmp_path / "out" / "tokens"
     with pytest.raises(error):
         prepare(corpus, out, shard_tokens=50, progress=False)
@@ -37,23 +39,29 @@ def test_interrupted_run_leaves_nothing(
     assert sum(prepare(corpus, out, progress=False).n_documents.values()) == len(TEXTS)
 
 
-def test_two_processes_at_once_end_with_one_folder(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two ranks that prepare the same corpus: the slower one fails, since the folder is there when it is done."""
+def test_two_processes_at_once_make_it_once(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks that prepare the same corpus into each other's files, or the slower one that fails at the end."""
     out = tmp_path / "tokens"
-    real = MODULE.encode
+    real, calls = ENCODE.encode, 0
     theirs: list[Prepared] = []
+    other = threading.Thread(target=lambda: theirs.append(prepare(corpus, out, progress=True)))
 
-    def other_is_faster(item: Any) -> Any:
-        monkeypatch.setattr(MODULE, "encode", real)
-        monkeypatch.setattr("os.getpid", lambda: 12345678)
-        theirs.append(prepare(corpus, out, progress=False))
+    def start_the_other(item: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            other.start()
+            other.join(0.2)
+            assert other.is_alive(), "it did not wait"
         return real(item)
 
-    monkeypatch.setattr(MODULE, "encode", other_is_faster)
-    assert prepare(corpus, out, progress=False) == theirs[0]
+    monkeypatch.setattr(ENCODE, "encode", start_the_other)
+    mine = prepare(corpus, out, progress=False)
+    other.join(60)
+    assert theirs == [mine]
+    assert calls == len(TEXTS)
     assert [path.name for path in tmp_path.iterdir() if "tokens" in path.name] == ["tokens"]
+    assert sorted(path.name for path in out.iterdir()) == [META, "train_000000.bin", "val_000000.bin"]
 
 
 def test_foreign_folder_is_not_overwritten(corpus: Path, tmp_path: Path) -> None:

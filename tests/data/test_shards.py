@@ -53,6 +53,15 @@ def test_opening_reads_only_the_header(tmp_path: Path) -> None:
     assert isinstance(TokenShard(tmp_path / "x.bin").tokens, np.memmap)
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux says how a file is mapped")
+def test_nothing_is_read_ahead(shard: Path) -> None:
+    """64 times as much read from the disk as a batch of windows in random order needs."""
+    opened = TokenShard(shard)
+    mapped = Path("/proc/self/smaps").read_text().partition(str(opened.path))[2]
+    flags = next(line for line in mapped.splitlines() if line.startswith("VmFlags:"))
+    assert "rr" in flags.split()
+
+
 def test_shard_cannot_be_written_through(shard: Path) -> None:
     """A training run that changes its own data on disk."""
     with pytest.raises(ValueError, match="read-only"):

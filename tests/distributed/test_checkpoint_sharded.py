@@ -111,6 +111,13 @@ def outcome(what: Any, *args: Any) -> str:
     return "no error"
 
 
+def flip_together(world: World, path: Path) -> None:
+    world.barrier()
+    if world.first:
+        flip(path, 5000)
+    world.barrier()
+
+
 def fail_and_refuse(world: World, folder: Path) -> dict[str, Any]:
     run = Run("fsdp", world)
     run.step()
@@ -123,12 +130,12 @@ def fail_and_refuse(world: World, folder: Path) -> dict[str, Any]:
     left = sorted(path.name for path in folder.iterdir())
     world.barrier()
     run.save(checkpoints, 3)
-    if world.first:
-        flip(folder / "step-00000003" / "__1_0.distcp", 5000)
-    world.barrier()
     run.step()
-    before = run.full()
-    damaged = outcome(load, folder / "step-00000003", run.module, run.optimizer, world)
+    before, damaged = run.full(), []
+    for name in ("__0_0.distcp", "__1_0.distcp"):
+        flip_together(world, folder / "step-00000003" / name)
+        damaged.append(outcome(load, folder / "step-00000003", run.module, run.optimizer, world))
+        flip_together(world, folder / "step-00000003" / name)
     untouched = same(before, run.full())
     meta = load(folder / "step-00000001", run.module, run.optimizer, world)
     return {"disk": disk, "left": left, "damaged": damaged, "untouched": untouched, "step": meta["step"]}
@@ -140,6 +147,7 @@ def test_what_fails_on_one_process_is_told_by_all(tmp_path: Path) -> None:
     for found in run_ranks(fail_and_refuse, 2, tmp_path):
         assert "step-00000002: process 1: No space left on device; make room" in found["disk"]
         assert found["left"] == ["step-00000001"]
-        assert "step-00000003 is damaged: __1_0.distcp has another SHA-256" in found["damaged"]
+        for rank, text in enumerate(found["damaged"]):
+            assert f"step-00000003 is damaged: __{rank}_0.distcp has another SHA-256" in text
         assert found["untouched"]
         assert found["step"] == 1

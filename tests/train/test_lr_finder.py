@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2course import GPT, GPTConfig
-from gpt2course.train.lr_finder import find_learning_rate
+from gpt2course.train.lr_finder import find_learning_rate, suggest
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=50, dropout=0.1)
 
@@ -71,6 +71,15 @@ def test_the_suggestion_is_a_tenth_of_where_the_loss_turns() -> None:
     assert "times its lowest" in str(found)
     assert f"try a peak of {found.suggestion:.1e}" in str(found)
     assert bowl.calls.item() == 0
+
+
+def test_a_flat_valley_is_entered_from_its_steep_side() -> None:
+    """A tenth of the lowest rate of a valley two decades wide, which lies high on its other side."""
+    rates = [10.0**n for n in (-5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5)]
+    smooth = [5.0, 4.9, 4.5, 3.2, 3.0, 3.01, 3.0, 2.99, 2.98, 6.0]
+    assert suggest(rates, smooth) == 1e-4
+    assert suggest(rates, [5.0, 4.9, 4.8, 4.7, 4.6, 4.5, 4.4, 3.0, 9.0, math.nan]) == pytest.approx(10**-2.5)
+    assert suggest(rates[:3], [1.0, 2.0, 3.0]) is suggest(rates[:3], [3.0, 2.0, 1.0]) is None
 
 
 def test_without_a_turn_there_is_no_suggestion() -> None:

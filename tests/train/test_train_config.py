@@ -153,3 +153,12 @@ def test_config_is_plain_values() -> None:
     assert (stored["out"], stored["compile"], stored["model"]["n_layer"]) == ("runs/mine", True, 4)
     assert config.metrics_path == Path("runs/mine/metrics.jsonl")
     assert parse(TrainConfig, ["--jsonl", "log"]).metrics_path == Path("log")
+
+
+def test_a_run_is_not_turned_back_in_its_own_folder(tmp_path: Path) -> None:
+    """Later checkpoints would stay beside the new ones, and the next restart would go on from those."""
+    path = tmp_path / "checkpoints" / "step-00000010"
+    path.mkdir(parents=True)
+    with pytest.raises(ValueError, match="resume is a checkpoint of this very run; use auto, or another --out"):
+        replace(CPU, out=tmp_path, resume=str(path)).check_for(1)
+    replace(CPU, out=tmp_path / "other", resume=str(path)).check_for(1)
