@@ -40,7 +40,8 @@ Environment:
   OMP_NUM_THREADS                  threads of a process (default: the cores of this machine over its processes)
   TORCH_ELASTIC_SHUTDOWN_TIMEOUT   seconds to save in after a stop (default 30; torch 2.13 reads it)
 
-Ctrl-C and SIGTERM stop the run at the end of a step, with a checkpoint.
+Ctrl-C and SIGTERM stop the run at the end of a step, with a checkpoint. torchrun itself then ends with 1 and a
+traceback of SignalException, though every process has saved and ended with 0.
 TEXT
 }
 

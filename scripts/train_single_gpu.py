@@ -1,7 +1,7 @@
 """Train a GPT in one process, on one GPU or on the CPU.
 
     python scripts/train_single_gpu.py --steps 200 --out runs/mine
-    python scripts/train_single_gpu.py --preset gpt2 --corpus fineweb-edu --precision bf16 --batch-size 480 \
+    python scripts/train_single_gpu.py --preset gpt2 --corpus shards/fineweb-edu --precision bf16 --batch-size 480 \
         --grad-accum-steps 30
 
 Started again, it goes on from the newest checkpoint in --out. Ctrl-C saves first.

@@ -40,16 +40,22 @@ def rate_of_step(answer: Callable[[int, int, float, int, float], float]) -> str:
     slips = {
         0.5: "the cosine ends at 0; let it run from the peak down to the floor",
         0.6: "the floor is added to a cosine that starts at the peak; the way down is only peak - floor long",
-        floor
-        + 0.9 * (1 + math.cos(math.pi * 60 / 110)) / 2: "the cosine runs over all steps; it begins after the warm-up",
+        1.0: "1 + cos runs from 2 to 0; halve it",
+        _cosine_at(60 / 110): "the cosine runs over all steps; it begins after the warm-up",
+        _cosine_at(50 / 99): "the floor is reached in step steps - 1; it belongs to step `steps`, the first not taken",
+        _cosine_at(51 / 100): "the cosine begins in step warmup_steps - 1; it begins at the peak in step warmup_steps",
+        _cosine_at(51 / 101): "the cosine begins in step warmup_steps - 1; it begins at the peak in step warmup_steps",
     }
     for value, why in slips.items():
-        if isinstance(half, float) and math.isclose(half, value, abs_tol=1e-9):
+        if isinstance(half, float) and math.isclose(half, value, abs_tol=1e-6):
             raise Wrong(f"half-way between warm-up and end, at step 60 of 110, you say {half:.4g}: {why}")
     same_number(half, 0.55, "half-way between warm-up and end, at step 60 of 110 with a floor of 0.1, the rate")
-    same_number(
-        answer(35, steps, peak, warmup, floor), 0.1 + 0.45 * (1 + math.sqrt(0.5)), "a quarter of the way the rate"
-    )
+    quarter = answer(35, steps, peak, warmup, floor)
+    if isinstance(quarter, float) and math.isclose(quarter, _cosine_at(0.75), abs_tol=1e-6):
+        raise Wrong(
+            f"a quarter of the way, at step 35 of 110, you say {quarter:.4g}: the cosine goes up, from the floor"
+        )
+    same_number(quarter, _cosine_at(0.25), "a quarter of the way the rate")
     same_number(answer(steps, steps, peak, warmup, floor), floor, "at the end, step 110 of 110, the rate")
     with explained(
         "ZeroDivisionError", "without a warm-up (warmup_steps = 0) it divides by zero; then step 0 is at the peak"
@@ -65,6 +71,11 @@ def rate_of_step(answer: Callable[[int, int, float, int, float], float]) -> str:
     return "at the peak in the last step of the warm-up, at the floor at the end, and equal to the package's"
 
 
+def _cosine_at(gone: float) -> float:
+    """From 1 down to 0.1, when this part of the way is gone."""
+    return 0.1 + 0.9 * (1 + math.cos(math.pi * gone)) / 2
+
+
 @exercise("09.2 One step of AdamW")
 def adamw_step(answer: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> str:
     """The learner's `adamw_step(p, g, m, v, t, rate, beta1, beta2, eps, decay)`."""
@@ -75,6 +86,9 @@ def adamw_step(answer: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> str:
     is_three = isinstance(found, tuple) and len(found) == 3
     require(is_three, f"it returns {a_kind(found)}; it should return three tensors: p, m, v")
     new_p, m, v = found
+    for name, mean, corrected in (("m", m, g), ("v", v, g**2)):
+        if isinstance(mean, Tensor) and mean.shape == g.shape and torch.allclose(mean, corrected, rtol=1e-4):
+            raise Wrong(f"{name} is returned corrected, or was not averaged at all; return the running mean itself")
     same_tensor(m, 0.1 * g, "after the first step m")
     same_tensor(v, 0.05 * g**2, "after the first step v")
     moved = (p - new_p) / g.sign()
@@ -84,6 +98,7 @@ def adamw_step(answer: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> str:
         )
     if torch.allclose(new_p, p + 0.1 * g.sign(), rtol=1e-4):
         raise Wrong("it goes uphill: the step is subtracted")
+    _slipped(new_p, p - 0.1 * g.sign(), _other_steps(p, g, m, v, 1, 0.1, 0.9, 0.95, 1e-8, 0.0), 1)
     same_tensor(
         new_p, p - 0.1 * g.sign(), "the first step moves each weight by the rate, against its gradient's sign; p", 1e-5
     )
@@ -99,29 +114,66 @@ def adamw_step(answer: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> str:
     return "the same weights as torch.optim.AdamW over twelve steps, with decay"
 
 
+def _other_steps(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: int, rate: float, b1: float, b2: float, eps: float, decay: float
+) -> dict[str, Tensor]:
+    """Where p goes by the usual slips, from the new means m and v."""
+    c1, c2, left = 1 - b1**t, 1 - b2**t, 1 - rate * decay
+    root = (v / c2).sqrt()
+    return {
+        "the decay comes after the step; take it from the weights as they were before": (
+            (p - rate * (m / c1) / (root + eps)) * left
+        ),
+        "eps is added under the root; it is added to the root": p * left - rate * (m / c1) / (v / c2 + eps).sqrt(),
+        "eps is added before the correction of v; it is added to the root of the corrected v": (
+            p * left - rate * (m / c1) * math.sqrt(c2) / (v.sqrt() + eps)
+        ),
+        "the corrections are swapped: m belongs to beta1, v to beta2": (
+            p * left - rate * (m / c2) / ((v / c1).sqrt() + eps)
+        ),
+        "the correction is that of the first step; its powers grow with t": (
+            p * left - rate * (m / (1 - b1)) / ((v / (1 - b2)).sqrt() + eps)
+        ),
+    }
+
+
+def _slipped(got: object, want: Tensor, others: dict[str, Tensor], t: int) -> None:
+    """Raise with the slip that leads where p is, if it is one of these."""
+    if not isinstance(got, Tensor) or got.shape != want.shape or torch.allclose(got, want, rtol=1e-5, atol=1e-5):
+        return
+    for why, other in others.items():
+        if torch.allclose(got, other, rtol=1e-5, atol=1e-6):
+            raise Wrong(f"in step {t} {why}")
+
+
 def _against_torch(answer: Callable[..., tuple[Tensor, Tensor, Tensor]], numbers: dict[str, float]) -> None:
     """Twelve steps with changing gradients."""
     generator = torch.Generator().manual_seed(0)
     p = torch.randn(5, 4, generator=generator)
     theirs = torch.nn.Parameter(p.clone())
-    betas = (numbers["beta1"], numbers["beta2"])
-    optimizer = torch.optim.AdamW([theirs], lr=numbers["rate"], betas=betas, eps=0.01, weight_decay=0.3)
+    rate, betas = numbers["rate"], (numbers["beta1"], numbers["beta2"])
+    optimizer = torch.optim.AdamW([theirs], lr=rate, betas=betas, eps=0.01, weight_decay=0.3)
     m, v = torch.zeros_like(p), torch.zeros_like(p)
     for t in range(1, 13):
         g = torch.randn(5, 4, generator=generator) * 0.1
         theirs.grad = g.clone()
         optimizer.step()
-        p, m, v = answer(p, g, m, v, t, numbers["rate"], *betas, 0.01, 0.3)
+        before = p
+        p, m, v = answer(p, g, m, v, t, rate, *betas, 0.01, 0.3)
+        _slipped(p, theirs.detach(), _other_steps(before, g, m, v, t, rate, *betas, 0.01, 0.3), t)
         same_tensor(p, theirs.detach(), f"after step {t}, with decay 0.3 and eps 0.01, p", 1e-5)
 
 
 @exercise("09.3 Clip by the global norm")
 def clip_by_global_norm(answer: Callable[[list[Tensor], float], tuple[list[Tensor], float]]) -> str:
     """The learner's `clip_by_global_norm(gradients, limit)`."""
-    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0], [0.0]]), torch.tensor([12.0])]
+    gradients = [torch.tensor([1.8, 2.4]), torch.tensor([[2.4], [-3.2]]), torch.tensor([7.2, -9.6])]
     found = answer(gradients, 1.3)
-    is_pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], list)
+    is_pair = isinstance(found, tuple) and len(found) == 2
     require(is_pair, f"it returns {a_kind(found)}; it should return a list of tensors and the norm before")
+    require(not isinstance(found[1], list), "it returns the list second; first the list of tensors, then the norm")
+    is_list = isinstance(found[0], list)
+    require(is_list, f"the first of the two that it returns is {a_kind(found[0])}; it should be a list of tensors")
     clipped, norm = found
     require(len(clipped) == 3, f"the list has {len(clipped)} tensors, 3 were given")
     value = float(norm)
@@ -135,6 +187,8 @@ def clip_by_global_norm(answer: Callable[[list[Tensor], float], tuple[list[Tenso
         if math.isclose(value, slip, rel_tol=1e-4):
             raise Wrong(f"for gradients with norms 3, 4 and 12 you say {value:.4g}, that is {why}")
     same_number(norm, 13.0, "for gradients with norms 3, 4 and 12 the norm of all together", 1e-4)
+    if all(torch.allclose(c, g.clamp(-1.3, 1.3)) for c, g in zip(clipped, gradients, strict=True)):
+        raise Wrong("each number is clipped by itself, which turns the direction; take one factor for all")
     if all(
         math.isclose(float(c.norm()), min(1.3, float(g.norm())), rel_tol=1e-3)
         for c, g in zip(clipped, gradients, strict=True)
@@ -166,8 +220,11 @@ def accumulate(answer: Callable[[GPT, Micro], float]) -> str:
     y_BT[0, 3:] = y_BT[1, 1:] = y_BT[4, 6:] = -100
     micro = [(x_BT[rows], y_BT[rows]) for rows in (slice(0, 2), slice(2, 3), slice(3, 6))]
     want_loss, want = _whole(model, x_BT, y_BT)
-    got_loss = answer(model, micro)
+    with Watch(model, most_rows=3) as watch:
+        got_loss = answer(model, micro)
     got = _gradient(model)
+    cleared = watch.backwards and not got.any()
+    require(not cleared, "the gradients are cleared at the end; leave them where backward() has put them")
     counted = [int((y != -100).sum()) for _, y in micro]
     places = y_BT.numel()
     for name, factor in (
@@ -175,11 +232,20 @@ def accumulate(answer: Callable[[GPT, Micro], float]) -> str:
         ("divided by all targets, those of -100 too", sum(counted) / places),
         ("the sum over the tokens, divided by the number of micro-batches only", sum(counted) / 3),
         ("divided by the number of tokens and by the number of micro-batches again", 1 / 3),
+        ("divided by the tokens that count in the first micro-batch only", sum(counted) / counted[0]),
+        ("divided by the tokens that count in the last micro-batch only", sum(counted) / counted[-1]),
     ):
         if torch.allclose(got, want * factor, rtol=1e-3, atol=1e-6):
             raise Wrong(f"the gradient is {factor:.4g} times the right one: it is {name}")
     _explain(got, model, micro, want)
     same_tensor(got, want, "against the gradient of the whole batch, entry", 1e-4)
+    require(not watch.slip, watch.slip)
+    for factor, why in (
+        (1 / 3, "divided by the number of micro-batches again"),
+        (sum(counted), "not a mean but a sum"),
+    ):
+        if isinstance(got_loss, float) and math.isclose(got_loss, want_loss * factor, rel_tol=1e-4):
+            raise Wrong(f"the gradient is right, but the loss that it returns is {why}: {got_loss:.4g}")
     same_number(got_loss, want_loss, "the mean loss over all tokens that count", 1e-4)
     require(
         not isinstance(got_loss, Tensor), "the loss is still a tensor and keeps the graph in memory; return .item()"
@@ -194,6 +260,43 @@ def accumulate(answer: Callable[[GPT, Micro], float]) -> str:
         empty = answer(model, nothing)
     require(math.isfinite(empty), "a step in which no target counts gives NaN: 0 / 0; take max(1, n_valid)")
     return "the gradient and loss of the whole batch, with rows that end early, and added to what was there"
+
+
+class Watch:
+    """Sees whether a model is used one micro-batch at a time: forward, backward, and only then the next."""
+
+    def __init__(self, model: GPT, most_rows: int) -> None:
+        self.model, self.most_rows = model, most_rows
+        self.slip, self.backwards, self.waiting = "", 0, False
+
+    def __enter__(self) -> "Watch":
+        self.handle = self.model.register_forward_hook(self.forward)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def forward(self, _: object, inputs: tuple[Tensor, ...], output: object) -> None:
+        """After each forward pass."""
+        if not (isinstance(output, Tensor) and output.requires_grad):
+            return
+        if inputs and len(inputs[0]) > self.most_rows:
+            self.slip = self.slip or (
+                f"right, but {len(inputs[0])} rows go through the model at once and need the memory of all; give it "
+                "one micro-batch at a time"
+            )
+        if self.waiting:
+            self.slip = self.slip or (
+                "right, but a second forward comes before the first backward, so the graphs of all are in memory at "
+                "once; call backward() for each micro-batch"
+            )
+        self.waiting = True
+        output.register_hook(self.backward)
+
+    def backward(self, _: Tensor) -> None:
+        """When a backward pass has reached a loss."""
+        self.backwards += 1
+        self.waiting = False
 
 
 def _gradient(model: GPT) -> Tensor:

@@ -93,6 +93,15 @@ def explain_step(got: Tensor, before: Tensor, want: Tensor, step: int) -> None:
                 other[to % N, chunk] = before[to % N, chunk] + arrived if adds else arrived
             if adds == (step < N - 1) and torch.equal(got, other):
                 raise Wrong(f"{label}: {words}")
+    shifted = before.clone()
+    for rank in range(N):
+        chunk = (rank + 1 - step) % N
+        shifted[(rank + 1) % N, chunk] = before[rank, chunk]
+    require(
+        step < N - 1 or not torch.equal(got, shifted),
+        f"{label}: rank r sends chunk r + 1 - step here; the rule for the chunk is the same in both rounds, "
+        "r - step (mod N)",
+    )
     swapped = before.clone()
     for rank in range(N):
         chunk, to = (rank - step) % N, (rank + 1) % N
@@ -135,15 +144,33 @@ def explain_buckets(got: list[list[int]], sizes: list[int], limit: int, label: s
     """Name the mistake behind wrong buckets, if it is a usual one."""
     flat = [i for bucket in got for i in bucket]
     require([] not in got, f"{label}: a bucket is empty; open one only when there is something to put in")
-    if sorted(flat) != list(range(len(sizes))):
-        lost = sorted(set(range(len(sizes))) - set(flat))
+    places = list(range(len(sizes)))
+    require(
+        sorted(flat) == places or sorted(flat) != sorted(sizes),
+        f"{label}: you say {got}; these are sizes; give indices, which are places in the list of sizes",
+    )
+    if sorted(flat) != places:
+        lost = sorted(set(places) - set(flat))
         what = f"{lost} are in no bucket" if lost else "an index is in two buckets, or is none"
         raise Wrong(f"{label}: {what}; the last bucket has to be kept as well, and each parameter is in one")
     require(
-        flat != list(range(len(sizes))),
+        flat != places,
         f"{label}: the first parameter comes first, but backward makes its gradient last; go from the end",
     )
-    require(flat == list(reversed(range(len(sizes)))), f"{label}: the order is {flat}; go from the last to the first")
+    last_first = places[::-1]
+    inside = [sorted(bucket, reverse=True) for bucket in got]
+    require(
+        inside == got or [i for bucket in inside for i in bucket] != last_first,
+        f"{label}: you say {got}; the buckets are in order, but also within a bucket the last comes first",
+    )
+    heads = [bucket[0] for bucket in got]
+    if flat != last_first and inside == got and heads == sorted(heads, reverse=True):
+        late = next(b for a, b in zip(last_first, flat, strict=True) if a != b)
+        raise Wrong(
+            f"{label}: you say {got}; parameter {late} went into a bucket older than the newest. A bucket once left "
+            "stays closed, even if something would still fit"
+        )
+    require(flat == last_first, f"{label}: the order is {flat}; go from the last to the first")
     for bucket, following in zip(got, [*got[1:], [-1]], strict=True):
         total = sum(sizes[i] for i in bucket)
         if total > limit and len(bucket) > 1:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from gpt2course.checks.base import Wrong, a_kind, exercise, require, same_number, same_tensor, short
 
-
 MIXED = {"parameters": 2, "gradients": 2, "optimizer": 12}
 FIRST_STAGE = {"parameters": 3, "gradients": 2, "optimizer": 1}
 
@@ -166,7 +165,7 @@ def explain_rows(label: str, lengths: list[int], want: list[int], n_rows: int, N
 @exercise("12.4 Clip what is cut up")
 def clip_shards(answer: Callable[[list[Tensor], float], list[Tensor]]) -> str:
     """The learner's `clip_shards(shards, max_norm)`: the shards of a gradient, clipped as the whole would be."""
-    shards = [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0]), torch.tensor([12.0, 0.0])]  # norms 3, 4 and 12: 13
+    shards = [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0]), torch.tensor([7.2, 9.6])]  # norms 3, 4 and 12: 13
     got = answer(shards, 6.5)
     require(isinstance(got, list | tuple) and len(got) == 3, f"you give {a_kind(got)}, expected a list of 3 shards")
     require(all(isinstance(piece, Tensor) for piece in got), "the list must hold tensors, one a process")

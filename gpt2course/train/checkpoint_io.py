@@ -32,6 +32,7 @@ from gpt2course.hub import CheckpointError, file_sha256
 
 FORMAT, VERSION = "gpt2course-training", 1
 STATE = "state.json"
+MEND = "move it away, and the run goes on from the one before"
 METADATA = ".metadata"
 KINDS = ("single", "sharded")
 GROUPS = ("model", "optimizer")
@@ -186,7 +187,6 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if there is none, which says what the folder is instead, or if it is not a whole one of ours.
     """
-    again = "load an earlier checkpoint"
     file = path / STATE
     if not path.is_dir():
         found = "is a file" if path.exists() else "is not there"
@@ -197,12 +197,12 @@ def read_state(path: Path) -> dict[str, Any]:
                 f"{path} is a Hugging Face folder, which has weights and no state of a training run; "
                 "load it with gpt2course.pretrained.load_checkpoint"
             )
-        raise CheckpointError(f"{path} was not finished: it has no {STATE}; {again}")
+        raise CheckpointError(f"{path} was not finished: it has no {STATE}; {MEND}")
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
         named, version = state.get("format"), state.get("version")
     except (ValueError, AttributeError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged ({_first_line(error)}); {again}") from error
+        raise CheckpointError(f"{file} is damaged ({_first_line(error)}); {MEND}") from error
     if named != FORMAT:
         raise CheckpointError(f"{file} has the format {named!r}, not {FORMAT!r}: another program wrote {path}")
     if version != VERSION:
@@ -211,7 +211,7 @@ def read_state(path: Path) -> dict[str, Any]:
             "load it with the version of gpt2course that wrote it"
         )
     if _digest({key: value for key, value in state.items() if key != "digest"}) != state.get("digest"):
-        raise CheckpointError(f"{file} is damaged, or was changed by hand: its digest is of another text; {again}")
+        raise CheckpointError(f"{file} is damaged, or was changed by hand: its digest is of another text; {MEND}")
     return state
 
 
@@ -219,20 +219,16 @@ def check_sizes(path: Path, state: dict[str, Any]) -> None:
     """Raise CheckpointError unless every file of the checkpoint is there, as long as it was."""
     for name, entry in state["files"].items():
         if not (path / name).is_file():
-            raise CheckpointError(f"{path} is damaged: {name} is missing; load an earlier checkpoint")
+            raise CheckpointError(f"{path} is damaged: {name} is missing; {MEND}")
         if (found := (path / name).stat().st_size) != entry["bytes"]:
-            raise CheckpointError(
-                f"{path} is damaged: {name} has {found:,} bytes, not {entry['bytes']:,}; load an earlier checkpoint"
-            )
+            raise CheckpointError(f"{path} is damaged: {name} has {found:,} bytes, not {entry['bytes']:,}; {MEND}")
 
 
 def check_sums(path: Path, state: dict[str, Any], names: Iterable[str]) -> None:
     """Raise CheckpointError unless these files have the SHA-256 they were written with."""
     for name in names:
         if file_sha256(path / name) != state["files"][name]["sha256"]:
-            raise CheckpointError(
-                f"{path} is damaged: {name} has another SHA-256 than when it was written; load an earlier checkpoint"
-            )
+            raise CheckpointError(f"{path} is damaged: {name} has another SHA-256 than when it was written; {MEND}")
 
 
 def stored(path: Path, state: dict[str, Any]) -> Entries:

@@ -136,10 +136,17 @@ class Training:
             path = Path(config.resume)
         if path is None:
             return
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by torchrun: the run is this one
+        # Restarted by torchrun, the run is this one. Each machine counts by itself, and only where a process failed.
+        restarted = any(self.world.gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
         if config.resume == "never" and not restarted:
             raise ValueError(f"{config.out} holds a run, saved at {path.name}; choose another --out, or --resume auto")
         meta = self.checkpoints.load(path, self.strategy.module, self.optimizer)
+        begun_at = meta["config"]["resume"]
+        if config.resume not in ("auto", "never", begun_at) and path != Path(config.resume):
+            raise ValueError(
+                f"{config.out} holds a run, saved at {path.name}, which did not begin at {config.resume}; "
+                "choose another --out, or --resume auto"
+            )
         ours = self.meta()
         if other := [name for name in SAME_ON_RESUME if meta[name] != ours[name]]:
             told = "".join(f"\n  - {name}: {meta[name]} in the checkpoint, {ours[name]} now" for name in other)
@@ -177,7 +184,7 @@ class Training:
         shown = sys.stderr.isatty() if progress is None else progress
         N = self.world.world_size
         who = f"{self.strategy.name}, {N} process{'es' if N > 1 else ''} on {self.world.device.type}"
-        self.say(f"{who}; {self.step} of {config.steps} steps done")
+        self.say(f"{who}; {self.step} of {config.steps} steps done in {config.out}")
         with (
             tqdm(total=config.steps, initial=self.step, unit="step", disable=not (shown and self.world.first)) as bar,
             self.log,

@@ -202,8 +202,12 @@ class MetricsLog:
         own = {key: row[key] for key in OWN_KEYS if key in row}
         for file, part in zip(self._files, [row, own] if self.world.first else [own], strict=True):
             line = json.dumps({"schema": SCHEMA, **_valid(part)}, allow_nan=False).encode() + b"\n"
-            if file.write(line) != len(line):
-                raise OSError(f"{file.name}: a row was cut short; the disk may be full, free some space and resume")
+            try:
+                cut = "" if file.write(line) == len(line) else "a row was cut short"
+            except OSError as error:  # which does not name the file
+                cut = error.strerror or str(error)
+            if cut:
+                raise OSError(f"{file.name}: {cut}; the disk may be full, free some space and resume")
         if self._board is not None:
             for name, value in _flat(row):
                 if name != "step":

@@ -49,7 +49,8 @@ class Strategy:
 
 def seeded(config: TrainConfig, device: torch.device) -> GPT:
     """The weights that a run starts from: those of its seed, whatever the strategy and the number of processes."""
-    with torch.random.fork_rng():
+    # Without a list, fork_rng warns on a machine of several GPUs, whose states it would all keep.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         return GPT(config.model).to(device)
 
@@ -69,7 +70,7 @@ def prepare(model: GPT, config: TrainConfig) -> None:
 def _check_joined(name: str) -> None:
     if not torch.distributed.is_initialized():
         raise ValueError(
-            f"{name} takes processes that torchrun started; use ./scripts/launch_{name}.sh, with --nproc 1 for one alone"
+            f"{name} needs processes that torchrun started; use ./scripts/launch_{name}.sh, with --nproc 1 for one"
         )
 
 

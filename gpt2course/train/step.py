@@ -84,7 +84,7 @@ def compute_gradients(
     """
     device = strategy.world.device
     n_valid = int(strategy.world.sum(float((y_BT != IGNORE).sum()))[0])
-    # In float64, so that the order in which processes and micro-batches are summed is not seen in the log. MPS has none.
+    # In float64, which MPS lacks: so the log does not show in which order processes and micro-batches are summed.
     share = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     clock.mark("other")
     for i, (x_bT, y_bT) in enumerate(micro_batches(x_BT, y_BT, grad_accum_steps)):

@@ -36,7 +36,7 @@ def token_weights(panels: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
             begin += len(weights) + 1
         ax.set_title(title, loc="left")
         ax.set_xticks([])
-        ax.set_xlabel("a bar a valid token")
+        ax.set_xlabel("one bar per valid token")
     axes[0, 0].set_ylabel("weight in the loss")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=SMALL)
@@ -89,6 +89,7 @@ def bytes_sent(ns: Sequence[int], lines: Mapping[str, Sequence[float]]) -> Figur
     for i, (label, values) in enumerate(lines.items()):
         ax.plot(ns, values, lw=2, marker="o^sD"[i % 4], ms=4, label=label)
     ax.axhline(2.0, color=PALE, lw=1, ls="-", zorder=0)
+    ax.annotate("2", (0.005, 2.0), xycoords=("axes fraction", "data"), va="bottom", fontsize=SMALL)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)
     ax.set_xticks(list(ns), [str(n) for n in ns])
@@ -199,8 +200,8 @@ def overlap(
     bottom.set_xscale("log", base=2)
     bottom.set_xticks(sizes[::2], [f"{size:,.0f}" for size in sizes[::2]])
     bottom.minorticks_off()
-    bottom.set_ylim(0, 1.1 * max(times))
+    bottom.set_ylim(0, 1.35 * max(times))  # with room for the legend
     bottom.set_xlabel("bucket size (KiB)")
-    bottom.set_ylabel("ms")
-    bottom.legend(frameon=False, fontsize=SMALL, loc="lower left")
+    bottom.set_ylabel("ms until done")
+    bottom.legend(frameon=False, fontsize=SMALL, loc="upper right", ncols=2)
     return figure

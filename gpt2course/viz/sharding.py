@@ -214,7 +214,7 @@ def fingerprints(panels: Mapping[str, ArrayLike], world_size: int, ylabel: str) 
         world_size: N; the shards are of one length.
         ylabel: what the numbers are.
     """
-    size = {"width": 7.0, "height": 1.3 * len(panels) + 0.6}
+    size: dict[str, Any] = {"width": 7.0, "height": 1.3 * len(panels) + 0.6}
     figure, axes = new_figure(len(panels), 1, **size, squeeze=False, sharex=True, sharey=True)
     top = max(float(np.nanmax(np.asarray(values, dtype=float))) for values in panels.values())
     for ax, (title, values) in zip(axes[:, 0], panels.items(), strict=True):
@@ -271,10 +271,10 @@ def relay(reference: Leg, legs: Sequence[Leg], limit: float) -> Figure:
         for ax in (curve, difference) if i else ():
             ax.axvline(leg.steps[0] - 0.5, color=GREY, lw=1, ls=":")
         if i:
-            place = {"xy": (leg.steps[0] - 0.5, 0.03), "xycoords": ("data", "axes fraction")}
-            curve.annotate(f" checkpoint, step {leg.steps[0] - 1}", **place, fontsize=FONT_SIZE - 2, color=INK)
+            start: dict[str, Any] = {"xy": (leg.steps[0] - 0.5, 0.03), "xycoords": ("data", "axes fraction")}
+            curve.annotate(f" checkpoint, step {leg.steps[0] - 1}", **start, fontsize=FONT_SIZE - 2, color=INK)
     difference.axhline(limit, color=INK, lw=1, ls="--")
-    place = {"xy": (reference.steps[-1], limit), "ha": "right", "va": "bottom"}
+    place: dict[str, Any] = {"xy": (reference.steps[-1], limit), "ha": "right", "va": "bottom"}
     difference.annotate("tolerance", **place, fontsize=FONT_SIZE - 2, color=INK)
     difference.set_ylabel("difference")
     difference.set_xlabel("step")
@@ -325,7 +325,12 @@ def start_rows(panels: Mapping[str, ArrayLike], columns: int) -> Figure:
     figure, axes = new_figure(lines, columns, width=7.0, height=1.45 * lines, squeeze=False)
     top = max(float(np.abs(np.asarray(values)).max()) for values in panels.values())
     for ax, (title, values) in zip(axes.flat, panels.items(), strict=True):
-        look = {"cmap": matplotlib.colormaps[DIVERGING].resampled(21), "vmin": -top, "vmax": top, "aspect": "auto"}
+        look: dict[str, Any] = {
+            "cmap": matplotlib.colormaps[DIVERGING].resampled(21),
+            "vmin": -top,
+            "vmax": top,
+            "aspect": "auto",
+        }
         image = ax.imshow(np.asarray(values, dtype=float), **look)
         ax.set_title(title, loc="left", fontsize=FONT_SIZE - 1)
         ax.set_xticks([])

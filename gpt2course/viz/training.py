@@ -23,6 +23,7 @@ def loss_curve(
     held_out: Mapping[int, float] | None = None,
     rates: Sequence[float] | None = None,
     title: str = "",
+    mean: bool = True,
 ) -> Figure:
     """Training loss a step, with its running mean; held-out losses as dots, the learning rate in a strip below.
 
@@ -32,6 +33,7 @@ def loss_curve(
         held_out: losses by step.
         rates: learning rate of each step; without it there is no strip.
         title: a line above.
+        mean: draw the running mean; on a loss that falls steadily it only lies above it, a few steps late.
     """
     if rates is None:
         figure, top = new_figure(height=3.2)
@@ -42,7 +44,7 @@ def loss_curve(
         axes[1].plot(range(1, len(rates) + 1), rates, color=COLOURS[2], linestyle="-")
         axes[1].set_ylabel("rate")
         axes[1].set_ylim(bottom=0)
-    draw_losses(top, losses, held_out or {})
+    draw_losses(top, losses, held_out or {}, mean)
     step_axis(axes[-1], steps or len(losses))
     top.set_title(title, loc="left")
     return figure
@@ -60,7 +62,8 @@ def learning(
 
     Args:
         losses: as in `loss_curve`.
-        shares: by step, how many were right of how many; drawn with one standard error, sqrt(p (1 - p) / n).
+        shares: by step, how many were right of how many; drawn with one standard error up and down,
+            sqrt(p (1 - p) / n).
         yardsticks: shares to compare with, by name.
         steps: how long the axis is.
         held_out: losses by step.
@@ -70,7 +73,8 @@ def learning(
     places, right, n = (np.array(column) for column in zip(*((s, *found) for s, found in shares.items()), strict=True))
     p = right / np.maximum(n, 1)
     error = np.sqrt(p * (1 - p) / np.maximum(n, 1))
-    bottom.errorbar(places, p, error, color=COLOURS[0], linestyle="-", marker="o", markersize=4, label="this model")
+    style = {"color": COLOURS[0], "linestyle": "-", "marker": "o", "markersize": 2.5, "capsize": 3.5, "elinewidth": 1.2}
+    bottom.errorbar(places, p, error, label="this model", **style)
     for i, (name, share) in enumerate(yardsticks.items()):
         bottom.axhline(share, color=COLOURS[1 + i], linestyle=LINESTYLES[1 + i], label=name)
     bottom.set_ylim(0, 1.03)
@@ -80,11 +84,14 @@ def learning(
     return figure
 
 
-def draw_losses(ax: Axes, losses: Sequence[float], held_out: Mapping[int, float]) -> None:
-    """The loss of each step, its running mean, and the held-out losses by step."""
+def draw_losses(ax: Axes, losses: Sequence[float], held_out: Mapping[int, float], mean: bool = True) -> None:
+    """The loss of each step, its running mean if asked for, and the held-out losses by step."""
     places = range(1, len(losses) + 1)
-    ax.plot(places, losses, color=PALE, linestyle="-", linewidth=0.9, label="each step")
-    ax.plot(places, running_mean(losses), color=COLOURS[0], linestyle="-", linewidth=1.8, label="running mean")
+    if mean:
+        ax.plot(places, losses, color=PALE, linestyle="-", linewidth=0.9, label="each step")
+        ax.plot(places, running_mean(losses), color=COLOURS[0], linestyle="-", linewidth=1.8, label="running mean")
+    else:
+        ax.plot(places, losses, color=COLOURS[0], linestyle="-", linewidth=1.8, label="each step")
     if held_out:
         ax.plot(list(held_out), list(held_out.values()), "D", color=COLOURS[1], markersize=5, label="held out")
     ax.set_ylabel("loss (nats per token)")
@@ -210,10 +217,14 @@ def range_test(
         ax.axvline(suggestion, color=COLOURS[1], linestyle="--", label=f"suggested: {suggestion:.1e}")
     ax.set_xscale("log")
     lowest = min(low, *(value for value in losses if math.isfinite(value)))
-    ax.set_ylim(lowest - 0.05 * (finite[0] - low) - 0.05, finite[0] + 0.6 * max(finite[0] - low, 0.1))
+    top = finite[0] + 0.6 * max(finite[0] - low, 0.1)
+    ax.set_ylim(lowest - 0.05 * (finite[0] - low) - 0.05, top)
+    above = max((value for value in losses if math.isfinite(value)), default=top)
+    if above > top:
+        ax.annotate(f"↑ up to {above:.3g}", (0.995, 1.01), xycoords="axes fraction", ha="right", fontsize=SMALL)
     ax.set_xlabel("learning rate (log scale)")
     ax.set_ylabel("loss (nats per token)")
-    ax.legend(frameon=False, fontsize=SMALL, loc="upper left")
+    ax.legend(frameon=False, fontsize=SMALL, loc="lower left")
     return figure
 
 
@@ -237,7 +248,8 @@ def magnitudes(panels: Mapping[str, np.ndarray], smallest: float, largest: float
         ax.bar(edges[:-1][lost], shares[lost], 1.0, align="edge", color=COLOURS[1], hatch="//", edgecolor="white")
         ax.bar(edges[:-1][~lost], shares[~lost], 1.0, align="edge", color=COLOURS[0], edgecolor="white")
         for bound, word, side in (
-            (smallest, "smallest", "right"),
+            (smallest / 2, "half of it: becomes 0", "right"),
+            (smallest, "smallest", "left"),
             (normal, "full digits", "left"),
             (largest, "largest", "right"),
         ):
@@ -276,8 +288,8 @@ def loss_and_norm(runs: Mapping[str, Sequence[tuple[float, float]]], clip: float
             "clip", (0.995, clip), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=SMALL
         )
     right.set_yscale("log")
-    left.set_ylabel("loss (nats per token)")
-    right.set_ylabel("gradient norm (log scale)")
+    left.set_ylabel("running mean of loss (nats per token)")
+    right.set_ylabel("running mean of gradient norm")
     left.legend(frameon=False, fontsize=SMALL)
     for ax in (left, right):
         step_axis(ax, max(map(len, runs.values())))

@@ -18,6 +18,13 @@ WARM = "peak * (step + 1) / warmup_steps"
 COSINE = "floor + (peak - floor) * (1 + math.cos(math.pi * gone)) / 2"
 
 
+EARLY = COSINE.replace("gone", "(gone + 1 / (steps - warmup_steps))")
+
+
+def late_cosine(begin: str, end: str) -> str:
+    return rate(WARM, COSINE.replace("gone", f"min(1, (step - {begin}) / max(1, {end} - {begin}))"))
+
+
 def adam(
     m: str = "m = beta1 * m + (1 - beta1) * g",
     v: str = "v = beta2 * v + (1 - beta2) * g**2",
@@ -27,6 +34,9 @@ def adam(
 ) -> str:
     lines = "\n    ".join([m, v, decay, step, back])
     return f"def adamw_step(p, g, m, v, t, rate, beta1, beta2, eps, decay):\n    {lines}"
+
+
+DECAY_LAST = adam(decay="pass", back="p = p - rate * decay * p; return p, m, v")
 
 
 def clip(
@@ -60,6 +70,14 @@ def accumulate(model, micro_batches):
 """
 
 
+ALL_AT_ONCE = """
+def accumulate(model, micro_batches):
+    import torch
+    loss = model(*(torch.cat(ids) for ids in zip(*micro_batches)))
+    loss.backward()
+    return loss.item()
+"""
+
 COUNT_SO_FAR = "seen += int((y != -100).sum())"
 
 WRONG = {
@@ -77,8 +95,12 @@ WRONG = {
         (
             "upwards",
             rate(WARM, "floor + (peak - floor) * (1 - math.cos(math.pi * gone)) / 2"),
-            "a quarter of the way",
+            "the cosine goes up",
         ),
+        ("ends one step early", late_cosine("warmup_steps", "steps - 1"), "it belongs to step `steps`"),
+        ("begins one step early", late_cosine("(warmup_steps - 1)", "steps"), "begins in step warmup_steps - 1"),
+        ("begins early, in length as well", rate(WARM, EARLY), "begins in step warmup_steps - 1"),
+        ("not halved", rate(WARM, COSINE.replace(" / 2", "")), "halve it"),
         (
             "divides by the warm-up",
             rate(WARM, f"min(1, (step + 1) / warmup_steps) * ({COSINE})"),
@@ -106,9 +128,26 @@ WRONG = {
         (
             "eps under the root",
             adam(step="p = p - rate * (m / (1 - beta1**t)) / (v / (1 - beta2**t) + eps).sqrt()"),
-            "after step 1, with decay 0.3 and eps 0.01",
+            "in step 1 eps is added under the root",
         ),
-        ("corrected means kept", adam(back="return p, m / (1 - beta1**t), v"), "after the first step m"),
+        (
+            "eps before the correction",
+            adam(step="p = p - rate * (m / (1 - beta1**t)) * (1 - beta2**t) ** 0.5 / (v.sqrt() + eps)"),
+            "in step 1 eps is added before the correction of v",
+        ),
+        ("decay after the step", DECAY_LAST, "in step 1 the decay comes after the step"),
+        (
+            "corrections swapped",
+            adam(step="p = p - rate * (m / (1 - beta2**t)) / ((v / (1 - beta1**t)).sqrt() + eps)"),
+            "in step 1 the corrections are swapped",
+        ),
+        (
+            "t is 1 for ever",
+            adam(m="t = 1; m = beta1 * m + (1 - beta1) * g"),
+            "in step 2 the correction is that of the",
+        ),
+        ("corrected m kept", adam(back="return p, m / (1 - beta1**t), v"), "m is returned corrected"),
+        ("corrected v kept", adam(back="return p, m, v / (1 - beta2**t)"), "v is returned corrected"),
         ("weights only", adam(back="return p"), "should return three tensors"),
     ],
     "clip_by_global_norm": [
@@ -131,6 +170,17 @@ WRONG = {
             ),
             "NaN",
         ),
+        (
+            "number by number",
+            clip(back="[g.clamp(-limit, limit) for g in gradients], norm"),
+            "each number is clipped by itself",
+        ),
+        ("swapped", clip(back="norm, [g * factor for g in gradients]"), "returns the list second"),
+        (
+            "tuple of tensors",
+            clip(back="tuple(g * factor for g in gradients), norm"),
+            "is a tuple; it should be a list of tensors",
+        ),
         ("list only", clip(back="[g * factor for g in gradients]"), "a list of tensors and the norm before"),
     ],
     "accumulate": [
@@ -150,6 +200,35 @@ WRONG = {
             accumulation(first=COUNT_SO_FAR, part="model(x, y, reduction='sum') / seen"),
             "the tokens counted so far",
         ),
+        (
+            "by the first micro-batch",
+            accumulation(n="int((micro_batches[0][1] != -100).sum())"),
+            "in the first micro-batch only",
+        ),
+        (
+            "by the last micro-batch",
+            accumulation(n="int((micro_batches[-1][1] != -100).sum())"),
+            "in the last micro-batch only",
+        ),
+        (
+            "one backward for all",
+            accumulation()
+            .replace("part.backward()", "seen = seen + part")
+            .replace("    return", "    seen.backward()\n    return"),
+            "a second forward comes before the first backward",
+        ),
+        ("all rows at once", ALL_AT_ONCE, "6 rows go through the model at once"),
+        (
+            "cleared at the end",
+            accumulation().replace("    return", "    model.zero_grad()\n    return"),
+            "cleared at the end",
+        ),
+        (
+            "loss divided again",
+            accumulation(back="total / len(micro_batches)"),
+            "divided by the number of micro-batches",
+        ),
+        ("loss summed", accumulation(back="total * n"), "not a mean but a sum"),
         ("no backward", accumulation().replace("part.backward()", "pass"), "there is no gradient"),
         ("no loss", accumulation(back="None"), r"return"),
         ("last loss", accumulation(back="part.item()"), "the mean loss over all tokens"),

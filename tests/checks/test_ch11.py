@@ -24,7 +24,11 @@ def ring_step(parts_NNC, step):
 
 
 def buckets(
-    order: str = "reversed(range(len(sizes)))", full: str = "current and room < sizes[i]", end: str = "if current:"
+    order: str = "reversed(range(len(sizes)))",
+    full: str = "current and room < sizes[i]",
+    end: str = "if current:",
+    item: str = "i",
+    last: str = "",
 ) -> str:
     return f"""
 def fill_buckets(sizes, limit):
@@ -33,10 +37,24 @@ def fill_buckets(sizes, limit):
         if {full}:
             found.append(current)
             current, room = [], limit
-        current.append(i)
+        current.append({item})
         room -= sizes[i]
     {end}
-        found.append(current)
+        found.append(current{last})
+    return found
+"""
+
+
+FIRST_FIT = """
+def fill_buckets(sizes, limit):
+    found = []
+    for i in reversed(range(len(sizes))):
+        for bucket in found:
+            if sum(sizes[j] for j in bucket) + sizes[i] <= limit:
+                bucket.append(i)
+                break
+        else:
+            found.append([i])
     return found
 """
 
@@ -65,6 +83,11 @@ WRONG = {
         ("own chunk", step(chunk="rank"), "sends the chunk of its own number"),
         ("backwards", step(to="(rank - 1) % N"), "go to the rank before"),
         ("always adds", step(test="< 100 +"), "a complete sum replaces"),
+        (
+            "one chunk further in round two",
+            step(chunk="(rank - step + (step >= N - 1)) % N"),
+            "the rule for the chunk is the same in both rounds",
+        ),
         ("never adds", step(test="< -100 +"), "overwritten; in the first"),
         ("one step too long", step(test="<="), "a complete sum replaces"),
         ("nothing", "def ring_step(parts_NNC, step):\n    return parts_NNC", "nothing has changed"),
@@ -82,7 +105,14 @@ WRONG = {
             "def fill_buckets(sizes, limit):\n    return [[i] for i in reversed(range(len(sizes)))]",
             "still fit",
         ),
-        ("sizes", "def fill_buckets(sizes, limit):\n    return [sizes]", "in two buckets, or is none|in no bucket"),
+        ("sizes", buckets(item="sizes[i]"), "these are sizes; give indices"),
+        ("one index twice", "def fill_buckets(sizes, limit):\n    return [[0, 0, 1, 2, 3]]", "is in two buckets"),
+        (
+            "ascending inside",
+            buckets(end="found = [b[::-1] for b in found]\n    if current:", last="[::-1]"),
+            "also within",
+        ),
+        ("first that fits", FIRST_FIT, "parameter 1 went into .*A bucket once left stays closed"),
         ("empty at the end", buckets(end="if True:"), "a bucket is empty"),
         ("by size", buckets(order="sorted(range(len(sizes)), key=lambda i: sizes[i])"), "go from the (end|last)"),
         ("a flat list", "def fill_buckets(sizes, limit):\n    return [0, 1]", "list of lists"),

@@ -297,3 +297,5 @@ def test_resume_takes_the_path_of_a_checkpoint(tmp_path: Path) -> None:
     # torchrun's restart repeats the command: what the branch has done since must not be thrown away.
     again = go(tmp_path / "branch", resume=str(path))
     assert again.first_step == branch.first_step + len(branch.losses)
+    with pytest.raises(ValueError, match=r"holds a run, saved at step-000000\d\d, which did not begin at"):
+        go(tmp_path / "first", resume=str(tmp_path / "branch" / "checkpoints" / path.name))

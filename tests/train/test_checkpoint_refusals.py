@@ -62,7 +62,7 @@ BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
     (
         "unfinished",
         lambda path: (path / "state.json").unlink(),
-        r"was not finished: it has no state\.json; load an ear",
+        r"was not finished: it has no state\.json; move it aw",
     ),
     ("gone", shutil.rmtree, r"is not there; give the folder of a checkpoint"),
     ("a file", lambda path: (shutil.rmtree(path), path.write_text("x")), r"is a file; give the folder"),
@@ -74,7 +74,7 @@ BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
     ("newer", change_state(version=2), r"has version 2 of the format, and this program reads 1"),
     ("edited", change_state(adam_step=7), r"state\.json is damaged, or was changed by hand"),
     ("file missing", lambda path: (path / "optimizer.safetensors").unlink(), r"optimizer\.safetensors is missing"),
-    ("cut off", truncate("model.safetensors"), r"model\.safetensors has [\d,]+ bytes, not [\d,]+; load an earlier"),
+    ("cut off", truncate("model.safetensors"), r"model\.safetensors has [\d,]+ bytes, not [\d,]+; move it away"),
     ("flipped", lambda path: flip(path / "model.safetensors", -9), r"damaged: model\.safetensors has another SHA-256"),
 ]
 

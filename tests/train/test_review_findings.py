@@ -1,7 +1,9 @@
 """Traps of real runs: a changed precision, another folder, options that cancel each other, one machine of several."""
 
+import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from unittest import mock
 
@@ -10,8 +12,10 @@ import torch
 
 from gpt2course.loss import chunked_cross_entropy, plain_cross_entropy
 from gpt2course.train import RunData, World, command, ddp, fsdp, loop, parallel, single, train
+from gpt2course.train.metrics import MetricsLog
 from gpt2course.train.step import LossScale
 from tests.distributed.made_runs import TINY, MadeText
+from tests.distributed.ranks import run_ranks
 from tests.train.test_step import config_for, run
 
 
@@ -24,7 +28,7 @@ def test_a_run_that_goes_on_in_another_precision_gets_that_ones_loss_scale(tmp_p
 
 
 def test_every_start_stores_its_config_with_the_run(tmp_path: Path) -> None:
-    """Bugs: no config.json in the folder of a run that began at another's checkpoint; the options of an earlier start."""
+    """Bugs: no config.json where a run began at another's checkpoint; the options of an earlier start."""
     run(config_for(tmp_path / "a", steps=2))
     run(config_for(tmp_path / "b", steps=3, resume=str(tmp_path / "a/checkpoints/step-00000002")))
     run(config_for(tmp_path / "a", steps=4))
@@ -34,8 +38,7 @@ def test_every_start_stores_its_config_with_the_run(tmp_path: Path) -> None:
 
 def test_the_memory_of_the_averages_is_told_although_the_first_step_was_skipped(tmp_path: Path) -> None:
     """Bug: measured once, in a first step that float16 had to skip, the optimizer held 0 bytes for the whole run."""
-    norms = iter([math.inf, 1.0, 1.0])
-    with mock.patch.object(loop, "global_norm", lambda parameters: next(norms)):
+    with mock.patch.object(loop, "global_norm", side_effect=[math.inf, 1.0, 1.0]):
         config = config_for(tmp_path, steps=3)
         rows = train(config, single(config, World()), RunData(MadeText())).rows
     held = [row["memory"]["optimizer"] for row in rows]
@@ -67,7 +70,7 @@ def test_blocks_are_compiled_also_with_activation_checkpointing(tmp_path: Path, 
 
 
 def test_the_heads_gradient_of_many_tokens_is_summed_in_float32() -> None:
-    """Bug: with a bfloat16 head, as FSDP gathers it, each chunk's gradient was added in bfloat16 and small ones lost."""
+    """Bug: with a bfloat16 head, as FSDP gathers it, each chunk's gradient was added in bfloat16."""
     draw = torch.Generator().manual_seed(0)
     h_NC, head_VC = torch.randn(8192, 16, generator=draw), 0.05 * torch.randn(97, 16, generator=draw)
     targets_N = (torch.rand(8192, generator=draw) ** 3 * 97).long()
@@ -99,5 +102,40 @@ def test_each_machine_says_what_it_lacks(
 @pytest.mark.parametrize("strategy", [ddp, fsdp])
 def test_a_strategy_for_many_started_alone_says_how_to_start_it(strategy: object, tmp_path: Path) -> None:
     """Bug: `python scripts/train_ddp.py` ended in torch's words about a default process group."""
-    with pytest.raises(ValueError, match=r"processes that torchrun started; use .*launch_(ddp|fsdp)\.sh, with --nproc 1"):
+    with pytest.raises(ValueError, match=r"processes that torchrun started.*launch_(ddp|fsdp)\.sh, with --nproc 1"):
         strategy(config_for(tmp_path, model=TINY), World())  # type: ignore[operator]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_told_by_the_name_of_the_log(tmp_path: Path) -> None:
+    """Bug: a run of many files and folders ended with "No space left on device", and nothing more."""
+    with MetricsLog(tmp_path / "metrics.jsonl", World()) as log, Path("/dev/full").open("ab", buffering=0) as full:
+        log._files[0].close()
+        log._files[0] = full
+        with pytest.raises(OSError, match=r"/dev/full: No space left on device; the disk may be full, free some"):
+            log.write({"step": 1})
+
+
+@pytest.mark.filterwarnings("error:.*fork_rng")
+def test_the_first_weights_leave_the_generators_of_other_gpus_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: on a machine of several GPUs each process kept the states of all, and torch warned of it."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", pytest.fail)
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    assert parallel.seeded(config_for(tmp_path), torch.device("cpu")).training
+
+
+def _restart_of_one_machine(world: World, out: Path) -> int:
+    """As where the second of two machines had a failure: torchrun counts it there alone."""
+    config = config_for(out, steps=4, resume="never")
+    train(dataclasses.replace(config, steps=2), ddp(config, world), RunData(MadeText()))
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(world.rank)
+    return train(config, ddp(config, world), RunData(MadeText())).first_step
+
+
+@pytest.mark.distributed
+def test_a_restart_that_one_machine_counts_is_one_for_all(tmp_path: Path) -> None:
+    """Bug: on the other machines `--resume never` refused its own run, at every restart."""
+    assert run_ranks(_restart_of_one_machine, 2, tmp_path) == [2, 2]

@@ -72,6 +72,8 @@ def test_losses_start_at_step_one() -> None:
     assert list(top.lines[0].get_xdata()) == [1, 2]
     assert top.get_xlim()[1] >= 10
     assert list(bottom.lines[0].get_ydata()) == [0.1, 0.2]
+    plain = training.loss_curve([5.0, 4.0], mean=False).axes[0]
+    assert lines(plain) == {"each step": [5.0, 4.0]}
 
 
 def test_shares_are_drawn_with_their_error() -> None:
@@ -92,6 +94,8 @@ def test_the_range_test_marks_the_lowest_loss_and_the_suggestion() -> None:
     assert lines(ax)["lowest, at 1.0e-02"] == [3.0]
     assert 5.0 < ax.get_ylim()[1] < 10
     assert "suggested: 1.0e-03" in lines(ax)
+    assert [text.get_text() for text in ax.texts] == ["↑ up to 900"]
+    assert not training.range_test(rates, [5.0, 3.0, 4.0, 5.0], [5.0, 3.0, 4.0, 5.0]).axes[0].texts
 
 
 def test_what_a_format_loses_is_hatched() -> None:
@@ -104,6 +108,8 @@ def test_what_a_format_loses_is_hatched() -> None:
     assert sum(bar.get_height() for bar in bars) == pytest.approx(1.0)
     half = np.float32(values).astype(np.float16)
     assert lost == pytest.approx((half == 0).mean())
+    places = {text.get_text().strip(): text.xy[0] for text in figure.axes[0].texts}
+    assert (places["half of it: becomes 0"], places["smallest"]) == (-25, -24)
 
 
 def test_schedules_and_norms_have_a_line_a_name() -> None:
