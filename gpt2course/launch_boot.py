@@ -10,10 +10,16 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
+
+import psutil
 
 PR_SET_PDEATHSIG = 1
 """of <sys/prctl.h>: the signal that the kernel sends to this process when its parent ends"""
+ORPHAN_GRACE_S = 45.0
+"""seconds that torchrun has to end its processes after this; it grants them 30 to save"""
 
 
 def end_with(parent: int) -> None:
@@ -25,9 +31,24 @@ def end_with(parent: int) -> None:
         sys.exit(f"process {parent}, which asked for this launch, has ended")
 
 
+def outlive_briefly(parent: int) -> None:
+    """Wait for the parent's end, and a while after it kill the ranks and this process.
+
+    torchrun should long have ended by itself. But the signal may catch it inside a wait for a process, and it was seen
+    never to come back from there.
+    """
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    time.sleep(ORPHAN_GRACE_S)
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+    os._exit(1)
+
+
 def main() -> None:
     parent, report, *arguments = sys.argv[1:]
     end_with(int(parent))
+    threading.Thread(target=outlive_briefly, args=(int(parent),), daemon=True).start()
 
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -57,8 +57,14 @@ def test_data_command_is_passed_on(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 @pytest.mark.parametrize(
     ("number", "script", "world_sizes"), [(1, "train_fsdp", [8, 4, 2]), (2, "train_single_gpu", [1])]
 )
-def test_training_commands_parse(number: int, script: str, world_sizes: list[int]) -> None:
+def test_training_commands_parse(
+    number: int, script: str, world_sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An option that was renamed, or a batch that eight GPUs can't share."""
+    shards = tmp_path / COMMANDS[0][-1]  # as the first command would have left them
+    shards.mkdir(parents=True)
+    (shards / "meta.json").touch()
+    monkeypatch.chdir(tmp_path)
     words = COMMANDS[number][2:] if script == "train_single_gpu" else COMMANDS[number][1:]
     config = config_of(script, words)
     assert [config.problems(world_size) for world_size in world_sizes] == [[]] * len(world_sizes)

@@ -24,7 +24,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -57,12 +57,21 @@ Entries = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """shape and dtype of each tensor by name"""
 
 
+def _memory_format(kind: Any, name: str) -> Any:
+    """In the place of getattr, by which some versions of Python (3.11.2 is one) pickle a member of an enum."""
+    if kind is not _MEM_FORMAT_ENCODING:
+        raise pickle.UnpicklingError(f"it asks for an attribute of {kind!r}, which no checkpoint of tensors needs")
+    return _MEM_FORMAT_ENCODING[name]
+
+
 class Records(pickle.Unpickler):
     """Reads a .metadata; a name that is not in `RECORDS` ends the reading before anything of it is called."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name in RECORDS.get(module, ()):
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         if module in ("pathlib", "pathlib._local") and name in PATHS:
             return pathlib.PurePosixPath
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint of tensors needs")

@@ -1,5 +1,6 @@
 """What is no whole checkpoint of this run is refused, with an error that says which, before a weight is touched."""
 
+import io
 import json
 import pickle
 import random
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, BytesStorageMetadata
 
 from gpt2course.train import checkpoint_io
 from gpt2course.train.checkpoint import CheckpointError, Checkpoints, export, load, load_model, newest
+from gpt2course.train.checkpoint_io import Records
 from tests.train.checkpoint_runs import CONFIG, Run, flip, same, saved
 
 
@@ -217,6 +219,29 @@ def test_a_metadata_file_can_run_no_code(
         with pytest.raises(CheckpointError, match=text):
             refuse()
     assert not Path("touched-by-a-pickle").exists()
+
+
+class ByAttribute:
+    """Pickled as getattr(kind, name)."""
+
+    def __init__(self, kind: Any, name: str) -> None:
+        self.parts = kind, name
+
+    def __reduce__(self) -> Any:
+        return getattr, self.parts
+
+
+def test_members_of_the_memory_format_may_be_written_as_attributes() -> None:
+    """Bug: Python 3.11.2 pickles an enum's member by getattr, and every sharded checkpoint was refused there."""
+    written = pickle.dumps(ByAttribute(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT"))
+    assert Records(io.BytesIO(written)).load() is _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+
+
+@pytest.mark.parametrize(("kind", "name"), [(_MEM_FORMAT_ENCODING, "__subclasses__"), (torch.Size, "__init__")])
+def test_no_other_attribute_is_given(kind: Any, name: str) -> None:
+    """getattr itself, let through for that, would reach every function there is."""
+    with pytest.raises((KeyError, pickle.UnpicklingError)):
+        Records(io.BytesIO(pickle.dumps(ByAttribute(kind, name)))).load()
 
 
 def test_a_sharded_checkpoint_needs_no_processes(sharded: Path) -> None:
