@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 from gpt2course.loss import IGNORE, chunked_cross_entropy
 from gpt2course.model import GPT
 from gpt2course.train.optim import learning_rate_at, make_optimizer
+from gpt2course.train.step import DivergedError
+from gpt2course.train.world import own_generators
 
 
 class Steps(Protocol):
@@ -23,10 +25,6 @@ class Steps(Protocol):
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets, each (B, T) int64."""
-
-
-class DivergedError(ValueError):
-    """The loss or its gradient is no longer a finite number. The weights are those of the last good step."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def heal(
     n_tokens, interrupted, was_training, started = 0, False, model.training, time.perf_counter()
     model.train()
     try:
-        with torch.random.fork_rng(), tqdm(total=steps, desc="healing", unit="step", disable=not progress) as bar:
+        with own_generators(device), tqdm(total=steps, desc="healing", unit="step", disable=not progress) as bar:
             torch.manual_seed(seed)
             for step in range(steps):
                 rate = learning_rate_at(step, steps=steps, peak=learning_rate, schedule="linear", warmup_steps=warmup)

@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpt2course.launch import child_environment
+from tests.shell import executable
 
 ROOT = Path(__file__).parents[1]
 BASH = shutil.which("bash") or "bash"
@@ -46,13 +46,6 @@ say("ready", *sys.argv[1:])
 while True:
     time.sleep(600)
 """
-
-
-def executable(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path
 
 
 @pytest.fixture

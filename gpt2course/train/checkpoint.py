@@ -36,6 +36,7 @@ from gpt2course.train.restore import (
     export,
     load,
     load_model,
+    lowest,
     newest,
     tensors,
     together,
@@ -227,8 +228,9 @@ class Checkpoints:
 
     def _prune(self, step: int) -> None:
         """Delete what is neither among the latest nor the best. Later steps are of another run, and left alone."""
-        here = [path for found, path, _ in complete(self.folder) if found <= step]
-        kept = {*here[: self.keep_last], best(self.folder)}
+        found = list(complete(self.folder))
+        here = [path for number, path, _ in found if number <= step]
+        kept = {*here[: self.keep_last], lowest(found)}
         for path in (path for path in here if path not in kept):
             try:
                 shutil.rmtree(self._take_name(path))

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-from gpt2course.train.config import TrainConfig, parse
+from gpt2course.train.config import TrainConfig, parse, refusal
 from gpt2course.train.world import World, connect, guarded
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -27,7 +27,7 @@ def run(main: Callable[[Config, World], object], config_class: type[Config], mos
     if most is not None and world_size > most:
         found.append(f"{world_size} processes, and this script uses {most}; use train_ddp.py or train_fsdp.py")
     if found:
-        _refuse("\n".join(["these options can't be:", *(f"  - {problem}" for problem in found)]))
+        _refuse(refusal(found))
     if config.check is not None:
         print(config)
         sys.exit(0)

@@ -156,7 +156,7 @@ class TrainConfig:
     def check_for(self, world_size: int) -> None:
         """Raise ValueError with every problem at once."""
         if found := self.problems(world_size):
-            raise ValueError("\n".join(["these options can't be:", *(f"  - {problem}" for problem in found)]))
+            raise ValueError(refusal(found))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -171,6 +171,11 @@ class TrainConfig:
     def metrics_path(self) -> Path:
         """Where the log goes."""
         return self.jsonl or self.out / "metrics.jsonl"
+
+
+def refusal(problems: Sequence[str]) -> str:
+    """What to say of options that can't be: every problem on a line of its own."""
+    return "\n".join(["these options can't be:", *(f"  - {problem}" for problem in problems)])
 
 
 def parse(config: type[Config], arguments: Sequence[str] | None = None) -> Config:

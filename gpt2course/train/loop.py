@@ -36,6 +36,7 @@ from gpt2course.train.step import (
     unscale,
 )
 from gpt2course.train.stop import StopSignals
+from gpt2course.train.world import own_generators
 
 SAME_ON_RESUME = ("data", "seed", "batch_size")
 
@@ -87,8 +88,7 @@ def train(
             the last good weights.
         ValueError: for a checkpoint that does not fit this run, or can't be read or written (`CheckpointError`).
     """
-    devices = [strategy.world.device] if strategy.world.device.type == "cuda" else []
-    with StopSignals() as stop, torch.random.fork_rng(devices):
+    with StopSignals() as stop, own_generators(strategy.world.device):
         return Training(config, strategy, data, stop).run(on_step, progress)
 
 

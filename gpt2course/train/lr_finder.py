@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from gpt2course.healing import Steps
 from gpt2course.train.optim import make_optimizer
+from gpt2course.train.world import own_generators
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def find_learning_rate(
     why = "the loss was still finite at the highest rate"
     model.train()
     try:
-        with torch.random.fork_rng(), tqdm(total=steps, desc="range test", unit="step", disable=not progress) as bar:
+        with own_generators(device), tqdm(total=steps, desc="range test", unit="step", disable=not progress) as bar:
             torch.manual_seed(seed)
             for step in range(steps):
                 rate = lowest * (highest / lowest) ** (step / (steps - 1))

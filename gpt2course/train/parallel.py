@@ -23,7 +23,7 @@ from gpt2course.loss import IGNORE
 from gpt2course.model import GPT
 from gpt2course.train.comm import SumState, summing_hook
 from gpt2course.train.config import TrainConfig
-from gpt2course.train.world import World
+from gpt2course.train.world import World, own_generators
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,8 +49,7 @@ class Strategy:
 
 def seeded(config: TrainConfig, device: torch.device) -> GPT:
     """The weights that a run starts from: those of its seed, whatever the strategy and the number of processes."""
-    # Without a list, fork_rng warns on a machine of several GPUs, whose states it would all keep.
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with own_generators(device):
         torch.manual_seed(config.seed)
         return GPT(config.model).to(device)
 
@@ -123,7 +122,7 @@ def settle_buckets(wrapped: DistributedDataParallel, config: TrainConfig, world:
     rows = max(1, config.batch_size // (world.world_size * config.grad_accum_steps))  # as in a step, for torch.compile
     x_bT = torch.zeros(rows, config.model.block_size, dtype=torch.int64, device=world.device)
     y_bT = torch.full_like(x_bT, IGNORE)
-    with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []), _autocast(config, world)():
+    with own_generators(world.device), _autocast(config, world)():
         wrapped(x_bT, y_bT, reduction="sum").backward()
         wrapped.zero_grad()
         with wrapped.no_sync():

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,11 +135,12 @@ def newest(folder: str | Path) -> Path | None:
 
 def best(folder: str | Path) -> Path | None:
     """The complete checkpoint with the lowest validation loss, the earliest of equals; None if none has one."""
-    losses = [
-        (loss, step, path)
-        for step, path, state in complete(Path(folder))
-        if (loss := state["meta"]["val_loss"]) is not None
-    ]
+    return lowest(complete(Path(folder)))
+
+
+def lowest(found: Iterable[tuple[int, Path, dict[str, Any]]]) -> Path | None:
+    """`best` of what `complete` found."""
+    losses = [(loss, step, path) for step, path, state in found if (loss := state["meta"]["val_loss"]) is not None]
     return min(losses)[2] if losses else None
 
 

@@ -17,7 +17,7 @@ from gpt2course.train.parallel import Strategy
 
 
 class DivergedError(ValueError):
-    """Loss or gradient were not finite for many steps in a row. The weights are those of the last good step."""
+    """Loss or gradient are no longer finite, and training ended. The weights are those of the last good step."""
 
 
 @dataclass

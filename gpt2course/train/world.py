@@ -2,16 +2,19 @@
 
 import datetime
 import os
-import sys
-import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
+
+from gpt2course.distributed.way_out import leave
+
+__all__ = ["World", "choose_device", "connect", "guarded", "leave", "own_generators"]
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """environment variable: where torchrun looks for the error of this process"""
@@ -78,6 +81,14 @@ def choose_device(device: str = "auto", local_rank: int = 0) -> torch.device:
     return torch.device(device)
 
 
+def own_generators(device: torch.device) -> AbstractContextManager[None]:
+    """While entered, random numbers may be drawn on the CPU and this device; afterwards its generators are as before.
+
+    Without a list of devices, torch's `fork_rng` keeps the states of all GPUs of a machine, and warns of it.
+    """
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
 def connect(device: str = "auto", timeout_s: float = 600.0) -> World:
     """Join the processes that torchrun started, as its environment variables say; alone without them.
 
@@ -100,27 +111,6 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> World:
             device_id=chosen if chosen.type == "cuda" else None,
         )
     return World(rank, world_size, local_rank, chosen)
-
-
-def leave(code: int = 0) -> NoReturn:
-    """Part from the other processes and end this one: the one way out of every script.
-
-    A gloo group that is destroyed at once, or left to the interpreter's end, now and then aborts the process (SIGABRT)
-    or hangs it: a thread of gloo's waits for the interpreter while the interpreter waits for the thread. So: wait for
-    all, let the threads come to rest, destroy, flush, and end without the interpreter's own cleaning up. After an
-    error there is nobody to wait for; nor if another process is lost here, after which this one ends with 1.
-    """
-    if code == 0 and dist.is_initialized():
-        try:
-            dist.barrier()
-            time.sleep(0.2)
-            dist.destroy_process_group()
-        except RuntimeError:
-            traceback.print_exc()
-            code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _recorded(main: Callable[[], None]) -> None:

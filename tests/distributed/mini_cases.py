@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from gpt2course.config import GPTConfig
 from gpt2course.model import GPT
+from gpt2course.train.world import World
 
 STEPS = 10
 CLIP = 0.05
@@ -145,3 +146,16 @@ def train_alone(name: str, world_size: int, accumulate: int, dtype: torch.dtype,
 def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     assert a.keys() == b.keys()
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+def differences(
+    world: World, train: Callable[..., dict[str, Tensor]], dtype: torch.dtype, accumulations: tuple[int, ...]
+) -> dict[str, float]:
+    """The largest difference of what `train` gives from the single process, by model and number of micro-batches."""
+    return {
+        f"{name} {accumulate}": largest_difference(
+            train(world, name, accumulate, dtype), train_alone(name, world.world_size, accumulate, dtype).state_dict()
+        )
+        for name in CASES
+        for accumulate in accumulations
+    }

@@ -7,15 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2course.distributed.mini_ddp import Bucket, MiniDDP, assign_buckets
 from gpt2course.train.world import World
 from tests.distributed.mini_cases import (
-    CASES,
     batch,
     clip_scale,
+    differences,
     largest_difference,
     loss_sum,
     make_model,
@@ -58,7 +58,9 @@ class SendsAtTheFirstGradient(MiniDDP):
         super().on_gradient(p)
 
 
-def train(world: World, name: str, accumulate: int, dtype: torch.dtype, kind: type[MiniDDP] = MiniDDP) -> nn.Module:
+def train(
+    world: World, name: str, accumulate: int, dtype: torch.dtype, kind: type[MiniDDP] = MiniDDP
+) -> dict[str, Tensor]:
     # A seed of its own on each rank: what makes them equal is the broadcast.
     model = make_model(name, dtype, seed=world.rank)
     ddp = kind(model, BUCKET_BYTES)
@@ -74,25 +76,13 @@ def train(world: World, name: str, accumulate: int, dtype: torch.dtype, kind: ty
         for p in params:
             p.grad.mul_(clip_scale(norm))
         optimizer.step()
-    return model
-
-
-def differences(world: World, dtype: torch.dtype, accumulations: tuple[int, ...]) -> dict[str, float]:
-    """The largest difference from the single process, by model and number of micro-batches."""
-    return {
-        f"{name} {accumulate}": largest_difference(
-            train(world, name, accumulate, dtype).state_dict(),
-            train_alone(name, world.world_size, accumulate, dtype).state_dict(),
-        )
-        for name in CASES
-        for accumulate in accumulations
-    }
+    return model.state_dict()
 
 
 @pytest.mark.distributed
 def test_two_ranks_are_one_process_bit_for_bit() -> None:
     """A gradient that is lost, counted twice, scaled or sent before it is complete shows here; a + b is b + a."""
-    for found in run_ranks(differences, 2, torch.float32, (1, 3)):
+    for found in run_ranks(differences, 2, train, torch.float32, (1, 3)):
         assert found == dict.fromkeys(found, 0.0)
 
 
@@ -100,13 +90,13 @@ def test_two_ranks_are_one_process_bit_for_bit() -> None:
 def test_four_ranks_are_one_process_but_for_the_order_of_sums() -> None:
     """Four summands have many orders. In float32 the weights of ten steps then differ by up to 4e-6, as a small mistake
     might; in float64 by 7e-15, so that any real mistake stands out."""
-    for found in run_ranks(differences, 4, torch.float64, (3,)):
+    for found in run_ranks(differences, 4, train, torch.float64, (3,)):
         assert max(found.values()) < 1e-12, found
 
 
 def wrong(world: World, kinds: list[type[MiniDDP]]) -> list[float]:
     alone = train_alone("odd", world.world_size, 3, torch.float64).state_dict()
-    return [largest_difference(train(world, "odd", 3, torch.float64, kind).state_dict(), alone) for kind in kinds]
+    return [largest_difference(train(world, "odd", 3, torch.float64, kind), alone) for kind in kinds]
 
 
 @pytest.mark.distributed

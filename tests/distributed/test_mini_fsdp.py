@@ -15,9 +15,9 @@ from gpt2course.distributed.mini_fsdp import MiniFSDP, Shard, global_norm
 from gpt2course.train.comm import Traffic
 from gpt2course.train.world import World
 from tests.distributed.mini_cases import (
-    CASES,
     batch,
     clip_scale,
+    differences,
     largest_difference,
     loss_sum,
     make_model,
@@ -46,21 +46,10 @@ def train(
     return fsdp.full_state_dict()
 
 
-def differences(world: World, dtype: torch.dtype, accumulations: tuple[int, ...]) -> dict[str, float]:
-    """The largest difference from the single process, by model and number of micro-batches."""
-    return {
-        f"{name} {accumulate}": largest_difference(
-            train(world, name, accumulate, dtype), train_alone(name, world.world_size, accumulate, dtype).state_dict()
-        )
-        for name in CASES
-        for accumulate in accumulations
-    }
-
-
 @pytest.mark.distributed
 def test_two_ranks_are_one_process_bit_for_bit() -> None:
     """A part of a parameter on the wrong rank, padding in the sum, or stale weights in backward show here."""
-    for found in run_ranks(differences, 2, torch.float32, (1, 3)):
+    for found in run_ranks(differences, 2, train, torch.float32, (1, 3)):
         assert found == dict.fromkeys(found, 0.0)
 
 
@@ -68,7 +57,7 @@ def test_two_ranks_are_one_process_bit_for_bit() -> None:
 def test_four_ranks_are_one_process_but_for_the_order_of_sums() -> None:
     """Four summands have many orders. In float32 the weights of ten steps then differ by up to 4e-6, as a small mistake
     might; in float64 by 7e-15, so that any real mistake stands out."""
-    for found in run_ranks(differences, 4, torch.float64, (3,)):
+    for found in run_ranks(differences, 4, train, torch.float64, (3,)):
         assert max(found.values()) < 1e-12, found
 
 

@@ -1,6 +1,5 @@
 """Figures of chapter 03: what they show is what they were given."""
 
-import io
 import math
 import time
 from collections.abc import Callable
@@ -9,13 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
-from matplotlib.text import Text
 
 from gpt2course.viz import attention as draw
 from gpt2course.viz.show import png_bytes
 from gpt2course.viz.widget import WIDGET_LIMIT_MS
+from tests.viz.looks import outside
 
 TOKENS = ["def", " f", "(", "x", "):", "\n"]
 WEIGHTS = np.array([0.1, 0.6, 0.0, 0.3, 0.0, 0.0])
@@ -23,26 +21,6 @@ WEIGHTS = np.array([0.1, 0.6, 0.0, 0.3, 0.0, 0.0])
 
 def boxes(ax: Axes) -> list[Rectangle]:
     return [patch for patch in ax.patches if isinstance(patch, Rectangle)]
-
-
-def outside(figure: Figure) -> list[str]:
-    """Texts that stick out of the figure."""
-    figure.savefig(io.BytesIO(), format="png")
-    renderer = figure.canvas.get_renderer()
-    found = []
-    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
-    for ax in figure.axes:
-        for axis in (ax.xaxis, ax.yaxis):
-            # Labels of ticks beyond the ends of the axis exist, and are not drawn.
-            low, high = sorted(axis.get_view_interval())
-            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-            beyond = [tick for tick in ticks if not low <= tick.get_loc() <= high]
-            texts = [text for text in texts if not any(text in (tick.label1, tick.label2) for tick in beyond)]
-    for text in texts:
-        box = text.get_window_extent(renderer)
-        if not (box.x0 >= -1 and box.x1 <= figure.bbox.width + 1 and box.y0 >= -1 and box.y1 <= figure.bbox.height + 1):
-            found.append(text.get_text())
-    return found
 
 
 def test_labels_show_white_space() -> None:

@@ -1,6 +1,5 @@
 """Figures of chapter 06: what they show is what they were given, and the widget's is quick enough for a slider."""
 
-import io
 import math
 import time
 from collections.abc import Callable
@@ -11,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, PathPatch, Wedge
-from matplotlib.text import Text
 
 from gpt2course.viz import extrapolation
 from gpt2course.viz import rope as draw
 from gpt2course.viz.show import png_bytes
 from gpt2course.viz.style import COLOURS
 from gpt2course.viz.widget import WIDGET_LIMIT_MS
+from tests.viz.looks import outside
 
 OMEGA = 10000.0 ** (-np.arange(0, 32, 2) / 32)
 Q, K = np.array([2.0, 1.0]), np.array([0.5, -1.0])
@@ -40,25 +39,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "loss_by_length": lambda: extrapolation.loss_by_length({"a": curve(2.0), "b": curve(2.1)}, 32, [8, 64]),
     "extra_loss": lambda: extrapolation.extra_loss({name: np.linspace(0, 1, 20) for name in "ABCD"}, 6),
 }
-
-
-def outside(figure: Figure) -> list[str]:
-    """Texts that stick out of the figure; labels of ticks beyond the ends of an axis exist, and are not drawn."""
-    figure.savefig(io.BytesIO(), format="png")
-    renderer = figure.canvas.get_renderer()
-    hidden = []
-    for axis in [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]:
-        low, high = sorted(axis.get_view_interval())
-        ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-        drawn = [t for t in ticks if axis.axes.axison and low <= t.get_loc() <= high]
-        hidden += [label for t in ticks if t not in drawn for label in (t.label1, t.label2)]
-    found = []
-    for text in figure.findobj(Text):
-        box = text.get_window_extent(renderer)
-        inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.width + 1 and box.y1 <= figure.bbox.height + 1
-        if text.get_text() and text.get_visible() and text not in hidden and not inside:
-            found.append(text.get_text())
-    return found
 
 
 def tips(ax: Axes) -> list[tuple[float, float]]:

@@ -1,6 +1,5 @@
 """Figures of chapter 12: what they show is what they were given."""
 
-import io
 import time
 from collections.abc import Callable
 
@@ -11,11 +10,11 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 
 from gpt2course.viz import sharding as draw
 from gpt2course.viz.show import png_bytes
 from gpt2course.viz.widget import WIDGET_LIMIT_MS
+from tests.viz.looks import outside
 
 BILL = {
     "DDP": {"parameters": 14.0, "gradients": 14.0, "optimizer": 84.0},
@@ -197,23 +196,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "break even": lambda: draw.break_even([2**n for n in range(9, 22)], {"Ethernet, 1.25 GB/s": range(13, 0, -1)}),
     "start": lambda: draw.start_rows({f"broadcast, rank {rank}": np.eye(4) for rank in range(4)}, 4),
 }
-
-
-def outside(figure: Figure) -> list[str]:
-    """Visible texts (no tick labels) that stick out of the figure."""
-    figure.savefig(io.BytesIO(), format="png")
-    renderer = figure.canvas.get_renderer()
-    ticks = {
-        label for ax in figure.axes for label in [*ax.get_xticklabels(which="both"), *ax.get_yticklabels(which="both")]
-    }
-    found = []
-    for text in figure.findobj(Text):
-        if text in ticks or not text.get_text() or not text.get_visible():
-            continue
-        box = text.get_window_extent(renderer)
-        if not (box.x0 >= -1 and box.x1 <= figure.bbox.width + 1 and box.y0 >= -1 and box.y1 <= figure.bbox.height + 1):
-            found.append(text.get_text())
-    return found
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -1,6 +1,5 @@
 """Figures of chapter 08: what they show is what they were given."""
 
-import io
 import time
 from collections.abc import Callable
 
@@ -10,7 +9,6 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle, Wedge
-from matplotlib.text import Text
 
 from gpt2course.config import GPTConfig
 from gpt2course.kv_cache import KVCache
@@ -19,6 +17,7 @@ from gpt2course.viz import ring as draw_ring
 from gpt2course.viz import window as draw
 from gpt2course.viz.show import png_bytes
 from gpt2course.viz.widget import WIDGET_LIMIT_MS
+from tests.viz.looks import outside
 
 EIGHT = range(8)
 PANELS = [
@@ -29,23 +28,6 @@ PANELS = [
     draw.MaskPanel("ring of 4 | new chunk", range(10, 15), [8, 9, 6, 7, *range(10, 15)], 4, split=4),
     draw.MaskPanel("a ring half empty, a sink", [3, 4], [0, 1, 2, -1, 3, 4], 2, 1),
 ]
-
-
-def outside(figure: Figure) -> list[str]:
-    """Visible texts of the axes' own (no tick labels) that stick out of the figure."""
-    figure.savefig(io.BytesIO(), format="png")
-    renderer = figure.canvas.get_renderer()
-    found = []
-    ticks = {
-        label for ax in figure.axes for label in [*ax.get_xticklabels(which="both"), *ax.get_yticklabels(which="both")]
-    }
-    for text in figure.findobj(Text):
-        if text in ticks or not text.get_text() or not text.get_visible():
-            continue
-        box = text.get_window_extent(renderer)
-        if not (box.x0 >= -1 and box.x1 <= figure.bbox.width + 1 and box.y0 >= -1 and box.y1 <= figure.bbox.height + 1):
-            found.append(text.get_text())
-    return found
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.title)
